@@ -1,1 +1,3 @@
-fn main(){}
+//! Parse, hand over to [`visaged::cli`].
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Topics, payloads, discovery, the client and its outbox. Knows no pictures.

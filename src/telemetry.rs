@@ -1,0 +1,1 @@
+//! Counters and latency histograms: Prometheus text and the telemetry payload.
