@@ -1,0 +1,35 @@
+"""python -m visaged_training COMMAND ..."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+COMMANDS = {
+    "template": "measure the alignment template on FER+ crops",
+    "synth": "render (expression, neutral) pairs of parametric heads",
+    "train": "train the generator, then the classifier on its layers",
+    "quantize": "float checkpoint or detector weights -> int8 bundle",
+    "evaluate": "measure float and int8 nets by every protocol",
+    "report": "write manifest.toml and CARD.md from the measurements",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="visaged_training", description=__doc__)
+    sub = parser.add_subparsers(dest="command", required=True)
+    wanted = argv if argv is not None else sys.argv[1:]
+    for name, text in COMMANDS.items():
+        p = sub.add_parser(name, help=text, description=text)
+        # Only the module that is asked for is imported: most commands need no torch.
+        if name in wanted[:1]:
+            module = importlib.import_module(f".{name}", __package__)
+            module.arguments(p)
+            p.set_defaults(run=module.run)
+    args = parser.parse_args(argv)
+    return args.run(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
