@@ -62,6 +62,7 @@ lint: ## formatting, clippy, documentation, shell scripts: warnings are errors
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --locked
 	scripts/check-licences
+	scripts/check-promises
 	if command -v shellcheck >/dev/null; then shellcheck -x .ci/run $$(grep -rlE '^#!/bin/(ba)?sh' scripts tests 2>/dev/null); fi
 
 .PHONY: format
