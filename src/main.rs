@@ -1,3 +1,5 @@
 //! Parse, hand over to [`visaged::cli`].
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    visaged::cli::main()
+}

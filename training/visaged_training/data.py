@@ -15,7 +15,10 @@ from PIL import Image, ImageSequence
 PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE.parent.parent  # the repository
 BUNDLES = ROOT / "models-quantized"
-WORK = Path(os.environ.get("VISAGED_WORK", ROOT / "training" / "out"))
+WORK = Path(os.environ.get("VISAGED_WORK", ROOT / "training" / "work"))
+
+# London people kept out of every training step; their pairs judge the generator.
+LONDON_VALIDATION = ("003", "012", "022", "034", "045", "061", "083", "099", "108", "121", "134", "141")
 
 
 def default_root() -> Path:

@@ -2,11 +2,15 @@
 //!
 //! Invariant: a [`Config`] that exists is valid; nothing after this module checks a setting again.
 
+mod read;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::frame::PixelFormat;
+
+pub use read::{ConfigError, Fault};
 
 /// Everything `visaged run` can be told.
 #[derive(Clone, Debug, PartialEq)]
@@ -255,7 +259,7 @@ impl Default for Config {
             faces: FacesConfig::default(),
             expression: ExpressionConfig::default(),
             report: ReportConfig::default(),
-            mqtt: None,
+            mqtt: Some(MqttConfig::default()),
             web: None,
             metrics: None,
             models: ModelsConfig::default(),

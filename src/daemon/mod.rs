@@ -1,1 +1,4 @@
 //! Threads, queues, supervision.
+
+pub mod stage;
+pub mod system;
