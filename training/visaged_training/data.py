@@ -15,10 +15,7 @@ from PIL import Image, ImageSequence
 PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE.parent.parent  # the repository
 BUNDLES = ROOT / "models-quantized"
-WORK = Path(os.environ.get("VISAGED_WORK", ROOT / "training" / "work"))
-
-# London people kept out of every training step; their pairs judge the generator.
-LONDON_VALIDATION = ("003", "012", "022", "034", "045", "061", "083", "099", "108", "121", "134", "141")
+WORK = Path(os.environ.get("VISAGED_WORK", ROOT / "training" / "out"))
 
 
 def default_root() -> Path:
@@ -92,9 +89,7 @@ def london(root: Path) -> list[dict]:
     out = []
     for path in sorted((Path(root) / "london").glob("*.jpg")):
         person, kind = path.stem.split("_")
-        out.append(
-            {"path": path, "id": person, "smile": kind == "smile", "validation": person in london_validation(root)}
-        )
+        out.append({"path": path, "id": person, "smile": kind == "smile", "validation": person in london_validation(root)})
     return out
 
 

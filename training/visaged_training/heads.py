@@ -213,9 +213,7 @@ class MakeHuman:
         return np.linalg.norm(d, axis=1)
 
     def _landmark_vertices(self):
-        lips = np.maximum(
-            self._moved("mouth", "mouth-upperlip-volume-incr"), self._moved("mouth", "mouth-lowerlip-volume-incr")
-        )
+        lips = np.maximum(self._moved("mouth", "mouth-upperlip-volume-incr"), self._moved("mouth", "mouth-lowerlip-volume-incr"))
         used = np.zeros(len(self.rest), bool)
         used[np.unique(self.tri)] = True
         lips = (lips > 0.15 * lips.max()) & used
@@ -327,9 +325,7 @@ class Valid:
         )
         mouth_y = self.rest[list(self.corners), 1].mean()
         middle = on_head & (abs(self.rest[:, 0]) < 0.15 * self.unit)
-        middle &= (self.rest[:, 1] < self.eyes[:, 1].mean() - 0.2 * self.unit) & (
-            self.rest[:, 1] > mouth_y + 0.2 * self.unit
-        )
+        middle &= (self.rest[:, 1] < self.eyes[:, 1].mean() - 0.2 * self.unit) & (self.rest[:, 1] > mouth_y + 0.2 * self.unit)
         self.nose = int(np.where(middle, self.rest[:, 2], -1e9).argmax())
 
     def _morphed(self, weights):

@@ -1,0 +1,242 @@
+"""`evaluate detector|derl`: every figure that the cards and manifests carry, written to training/measured/NAME.json."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from . import EMOTIONS, align, data, detector, yunet
+from .quantize import MEASURED
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=["detector", "derl"])
+    data.add_data_argument(parser)
+    parser.add_argument("--work", type=Path, default=data.WORK, help="folder of the float graphs (see `quantize`)")
+    parser.add_argument("--bundles", type=Path, default=data.BUNDLES)
+    parser.add_argument("--limit", type=int, help="detector: only so many pictures a pack (for a quick look)")
+    parser.add_argument("--no-sizes", action="store_true", help="detector: leave out recall by face size")
+    parser.add_argument("--sheet", type=Path, help="derl: write the contact sheet (clean data only) here")
+
+
+def load_measured(name: str) -> dict:
+    path = MEASURED / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def store(name: str, result: dict) -> None:
+    MEASURED.mkdir(exist_ok=True)
+    (MEASURED / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+# --- detector --------------------------------------------------------------------------------------------------------
+
+
+def run_detector(args: argparse.Namespace) -> int:
+    nets = {
+        "float": yunet.session(args.work / "detector_float.onnx"),
+        "int8": yunet.session(args.bundles / "detector" / "model.onnx"),
+    }
+    result = load_measured("detector")
+    result["parity"] = {
+        "threshold": detector.THRESHOLD,
+        "working": detector.WORKING,
+        "size": f"{detector.WIDTH}x{detector.HEIGHT}",
+        "packs": detector.parity(args.data, nets["float"], nets["int8"], limit=args.limit),
+    }
+    print(json.dumps(result["parity"]["packs"]["all"]))
+    if not args.no_sizes:
+        result["sizes"] = detector.recall_by_size(args.data, nets)
+        for row in result["sizes"]:
+            print(row)
+    store("detector", result)
+    return 0
+
+
+# --- expression ------------------------------------------------------------------------------------------------------
+
+
+def through(net, faces: np.ndarray, label: str) -> dict[str, np.ndarray]:
+    """Grey faces [N, 64, 64] one by one through the bundle's graph."""
+    x = align.standardise(faces)
+    names = [o.name for o in net.get_outputs()]
+    rows = [net.run(names, {"luminance": x[i][None, None]}) for i in tqdm(range(len(x)), desc=label)]
+    return {n: np.concatenate([r[k] for r in rows]) for k, n in enumerate(names)}
+
+
+def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    z = logits / temperature
+    z = np.exp(z - z.max(1, keepdims=True))
+    return z / z.sum(1, keepdims=True)
+
+
+def calibration_error(p: np.ndarray, label: np.ndarray, bins: int = 15) -> float:
+    top, right = p.max(1), p.argmax(1) == label
+    where = np.minimum((top * bins).astype(int), bins - 1)
+    return float(sum(abs(right[where == b].mean() - top[where == b].mean()) * (where == b).mean() for b in np.unique(where)))
+
+
+def fit_temperature(logits: np.ndarray, label: np.ndarray) -> float:
+    grid = np.exp(np.linspace(np.log(0.4), np.log(3), 120))
+    loss = [-np.log(softmax(logits, t)[np.arange(len(label)), label] + 1e-9).mean() for t in grid]
+    return round(float(grid[int(np.argmin(loss))]), 3)
+
+
+def scores(logits: np.ndarray, valid: data.Ferplus) -> dict:
+    use = valid.plurality >= 0
+    answer = logits.argmax(1)
+    right = answer == valid.plurality
+    recall = [float(right[valid.plurality == c].mean()) for c in range(8)]
+    return {
+        "plurality": round(float(right[use].mean()), 4),
+        "strict": round(float(right[valid.strict].mean()), 4),
+        "mean_recall": round(float(np.mean(recall)), 4),
+        "recall": {n: round(r, 3) for n, r in zip(EMOTIONS, recall, strict=True)},
+        "pictures": {"plurality": int(use.sum()), "strict": int(valid.strict.sum())},
+    }
+
+
+def separation(low: np.ndarray, high: np.ndarray) -> float:
+    """Probability that a value of `high` is above one of `low` (area under the curve)."""
+    order = np.concatenate([low, high]).argsort().argsort()
+    return float((order[len(low) :].sum() - len(high) * (len(high) - 1) / 2) / (len(low) * len(high)))
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    return float((10 * np.log10(255**2 / np.maximum(((a - b) ** 2).mean((1, 2)), 1e-6))).mean())
+
+
+def denormalise(neutral: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    faces = faces.astype(np.float32)
+    mean, std = faces.mean((1, 2), keepdims=True), faces.std((1, 2), keepdims=True) + 8
+    return np.clip(neutral * std + mean, 0, 255)
+
+
+def oval() -> np.ndarray:
+    y, x = np.mgrid[:64, :64] + 0.5
+    return 1 / (1 + np.exp(-(1 - ((x / 64 - 0.5) / 0.36) ** 2 - ((y / 64 - 0.55) / 0.45) ** 2) * 8))
+
+
+def aligned_faces(root: Path, net, entries) -> tuple[np.ndarray, list[int]]:
+    """Colour pictures through detector and template, as the daemon does; the largest face of each."""
+    faces, kept = [], []
+    for i, path in enumerate(entries):
+        rgb = data.rgb(path)
+        small, f = yunet.fit(rgb, 320, 240)
+        found = yunet.detect(net, small, 0.5)
+        if found:
+            best = max(found, key=lambda face: face.box[2] * face.box[3])
+            faces.append(align.align(rgb, best.landmarks / f))
+            kept.append(i)
+    return np.stack(faces), kept
+
+
+def run_derl(args: argparse.Namespace) -> int:
+    exact, small = (
+        yunet.session(args.work / "derl_float.onnx"),
+        yunet.session(args.bundles / "derl" / "model.onnx"),
+    )
+    valid = data.ferplus(args.data, "valid")
+    faces = align.crop64(valid.images)
+    a, b = through(exact, faces, "float"), through(small, faces, "int8")
+    use = valid.plurality >= 0
+    label = valid.plurality[use]
+    temperature = fit_temperature(b["logits"][use], label)
+    answer = b["logits"].argmax(1)
+    confusion = np.zeros((8, 8), int)
+    np.add.at(confusion, (label, answer[use]), 1)
+    energy = b["residue_energy"]
+    calm = energy[valid.strict & (valid.plurality == 0)]
+    strong = energy[valid.strict & np.isin(valid.plurality, (1, 2))]
+    apart = [separation(calm[:, k], strong[:, k]) for k in range(energy.shape[1])]
+    index = int(np.argmax(apart))
+    result = load_measured("derl")
+    result["ferplus_valid"] = {
+        "float": scores(a["logits"], valid),
+        "int8": scores(b["logits"], valid),
+        "agreement": round(float((a["logits"].argmax(1) == answer).mean()), 4),
+        "confusion": confusion.tolist(),
+        "temperature": temperature,
+        "ece": round(calibration_error(softmax(b["logits"][use], temperature), label), 4),
+        "ece_before": round(calibration_error(softmax(b["logits"][use]), label), 4),
+    }
+    result["neutrality"] = {
+        "energy_index": index,
+        "floor": round(float(np.median(calm[:, index])), 5),
+        "ceiling": round(float(np.percentile(strong[:, index], 90)), 5),
+        "separation": [round(s, 4) for s in apart],
+    }
+    changed = np.abs(denormalise(b["neutral"][:, 0], faces) - denormalise(a["neutral"][:, 0], faces)).mean()
+    result["neutral_parity"] = {"mean_abs_grey_levels": round(float(changed), 3)}
+    result["generator"] = (
+        json.loads((args.work / "generator.json").read_text())
+        if (args.work / "generator.json").exists()
+        else result.get("generator", {})
+    )
+    result["classifier_training"] = (
+        json.loads((args.work / "classifier.json").read_text())
+        if (args.work / "classifier.json").exists()
+        else result.get("classifier_training", {})
+    )
+
+    # The whole way on colour pictures: detector bundle, template, expression bundle.
+    find = yunet.session(args.bundles / "detector" / "model.onnx")
+    london = data.london(args.data)
+    result["london"] = {}
+    keep = {}
+    for kind, smile in (("neutral", False), ("smile", True)):
+        entries = [e for e in london if e["smile"] == smile]
+        crops, kept = aligned_faces(args.data, find, [e["path"] for e in entries])
+        grey = np.stack([align.luminance64(c) for c in crops])
+        out = through(small, grey, f"london {kind}")
+        p = softmax(out["logits"], temperature)
+        e = out["residue_energy"][:, index]
+        n = result["neutrality"]
+        closeness = np.clip((n["ceiling"] - e) / max(n["ceiling"] - n["floor"], 1e-6), 0, 1)
+        held = np.array([entries[i]["validation"] for i in kept])
+        wanted = int(smile)
+        made = denormalise(out["neutral"][:, 0], grey)
+        again = through(small, made, f"london {kind} neutralised")["logits"].argmax(1)
+        result["london"][kind] = {
+            "pictures": len(kept),
+            "called": {EMOTIONS[c]: int((p.argmax(1) == c).sum()) for c in range(8)},
+            "right": round(float((p.argmax(1) == wanted).mean()), 4),
+            "right_held_out": round(float((p.argmax(1) == wanted)[held].mean()), 4),
+            "neutrality_median": round(float(np.median(closeness)), 3),
+            "neutralised_called_neutral": round(float((again == 0).mean()), 4),
+        }
+        keep[kind] = (grey, made, held)
+    happy = valid.strict & np.isin(valid.plurality, (1, 2))
+    made = denormalise(b["neutral"][:, 0], faces)
+    again = through(small, made[happy], "neutralised")["logits"].argmax(1)
+    result["neutralised_ferplus"] = {
+        "happy_or_surprised_called_neutral": round(float((again == 0).mean()), 4),
+        "before": round(float((answer[happy] == 0).mean()), 4),
+    }
+    entries = [e for e in data.sfhq(args.data) if e["query"]]
+    crops, kept = aligned_faces(args.data, find, [e["path"] for e in entries])
+    grey = np.stack([align.luminance64(c) for c in crops])
+    called = through(small, grey, "sfhq")["logits"].argmax(1)
+    table: dict[str, dict[str, int]] = {}
+    for i, c in zip(kept, called, strict=True):
+        row = table.setdefault(entries[i]["query"], {})
+        row[EMOTIONS[c]] = row.get(EMOTIONS[c], 0) + 1
+    result["sfhq_queries"] = table
+    store("derl", result)
+    if args.sheet:
+        from .sheet import derl_sheet
+
+        derl_sheet(args, small, find, keep, temperature)
+    r = result["ferplus_valid"]
+    print(json.dumps({k: r[k] for k in ("float", "int8", "temperature", "ece")}))
+    print(json.dumps(result["london"]))
+    print(json.dumps({k: result[k] for k in ("neutrality", "neutralised_ferplus", "neutral_parity", "sfhq_queries")}))
+    return 0
+
+
+def run(args: argparse.Namespace) -> int:
+    return run_detector(args) if args.what == "detector" else run_derl(args)

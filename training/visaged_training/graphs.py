@@ -1,0 +1,261 @@
+"""ONNX graph work: YuNet made plain opset 17, static int8 quantisation, counting multiply-accumulates."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper, shape_inference
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+OPSET, IR = 17, 9
+# In the quantised graph these stay float: they come after the last convolution or are not worth a kernel.
+QUANTISED = ["Conv", "Relu", "MaxPool", "Resize", "Add", "Concat", "GlobalAveragePool", "Gemm"]
+
+
+def yunet_float(source: Path) -> onnx.ModelProto:
+    """The published graph (opset 11) with batch 1, constant reshape targets and readable names, as opset 17."""
+    old = onnx.load(source)
+    weights = {i.name: numpy_helper.to_array(i) for i in old.graph.initializer}
+    nodes, used = [], {}
+    count: dict[str, int] = {}
+
+    def constant(name: str, value: np.ndarray) -> str:
+        used[name] = value
+        return name
+
+    for node in old.graph.node:
+        kind = node.op_type
+        if kind in ("Shape", "Gather", "Unsqueeze", "Concat", "Constant"):
+            continue
+        count[kind] = count.get(kind, 0) + 1
+        label = f"{kind.lower()}_{count[kind]}"
+        if kind == "Reshape":
+            channels = {"cls": 1, "obj": 1, "bbox": 4, "kps": 10}
+            final = node.output[0] if node.output[0].split("_")[0] in channels else None
+            if final is None:
+                final = next(n.output[0] for n in old.graph.node if n.input and n.input[0] == node.output[0])
+            width = channels[final.split("_")[0]]
+            target = constant(f"rows_of_{width}", np.array([1, -1, width], np.int64))
+            nodes.append(helper.make_node("Reshape", [node.input[0], target], list(node.output), name=label))
+        elif kind == "Resize":
+            scales = constant("twice", np.array([1, 1, 2, 2], np.float32))
+            nodes.append(
+                helper.make_node(
+                    "Resize",
+                    [node.input[0], "", scales],
+                    list(node.output),
+                    name=label,
+                    mode="nearest",
+                    coordinate_transformation_mode="asymmetric",
+                    nearest_mode="floor",
+                )
+            )
+        else:
+            inputs = [node.input[0]]
+            for k, name in enumerate(node.input[1:]):
+                if name in weights:
+                    inputs.append(constant(f"{label}.{('weight', 'bias')[k]}", weights[name]))
+                else:
+                    inputs.append(name)
+            copy = helper.make_node(kind, inputs, list(node.output), name=label)
+            copy.attribute.extend(a for a in node.attribute if a.name not in ("ceil_mode",))
+            nodes.append(copy)
+    graph_in = helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, "height", "width"])
+    outputs = []
+    for o in old.graph.output:
+        width = {"cls": 1, "obj": 1, "bbox": 4, "kps": 10}[o.name.split("_")[0]]
+        outputs.append(helper.make_tensor_value_info(o.name, TensorProto.FLOAT, [1, "cells_" + o.name, width]))
+    graph = helper.make_graph(nodes, "yunet_s", [graph_in], outputs, [numpy_helper.from_array(v, k) for k, v in used.items()])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)
+    model.producer_name = "visaged-training"
+    onnx.checker.check_model(model)
+    return model
+
+
+class Feed(CalibrationDataReader):
+    def __init__(self, name: str, batches):
+        self.name, self.batches = name, iter(batches)
+
+    def get_next(self):
+        x = next(self.batches, None)
+        return None if x is None else {self.name: x}
+
+
+def _ranges(model: onnx.ModelProto, names: list[str], batches) -> dict[str, np.ndarray]:
+    """Largest magnitude of every channel of the named tensors, over the batches."""
+    import onnxruntime as ort
+
+    m = onnx.ModelProto()
+    m.CopyFrom(model)
+    for name in names:
+        m.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    net = ort.InferenceSession(m.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    top: dict[str, np.ndarray] = {}
+    for x in batches:
+        for name, value in zip(names, net.run(names, {model.graph.input[0].name: x}), strict=True):
+            peak = np.percentile(np.abs(value[0]).reshape(value.shape[1], -1), 99.99, axis=1)
+            top[name] = np.maximum(top.get(name, 0), peak)
+    return top
+
+
+def equalise(model: onnx.ModelProto, batches) -> onnx.ModelProto:
+    """Give every channel between a 1x1 convolution and the depthwise convolution behind it the same range.
+
+    There is no activation between the two, so scaling a channel up in the first and down in the second changes nothing
+    in float; the depthwise weights have a scale for each channel, so it costs nothing there either. What it buys: one
+    range for the whole tensor now fits every channel.
+    """
+    out = onnx.ModelProto()
+    out.CopyFrom(model)
+    weights = {i.name: i for i in out.graph.initializer}
+    made_by = {o: n for n in out.graph.node for o in n.output}
+    links = []
+    for node in out.graph.node:
+        group = next((a.i for a in node.attribute if a.name == "group"), 1)
+        if node.op_type == "Conv" and group > 1 and made_by.get(node.input[0]) is not None:
+            before = made_by[node.input[0]]
+            if before.op_type == "Conv":
+                links.append((before, node))
+    top = _ranges(model, [b.output[0] for b, _ in links], batches)
+    for before, after in links:
+        peak = np.maximum(top[before.output[0]], 1e-4)
+        factor = (np.median(peak) / peak).clip(1e-2, 1e2).astype(np.float32)
+        for node, by in ((before, factor), (after, 1 / factor)):
+            w = numpy_helper.to_array(weights[node.input[1]])
+            weights[node.input[1]].CopyFrom(
+                numpy_helper.from_array((w * by.reshape(-1, 1, 1, 1)).astype(np.float32), node.input[1])
+            )
+        b = numpy_helper.to_array(weights[before.input[2]])
+        weights[before.input[2]].CopyFrom(numpy_helper.from_array((b * factor).astype(np.float32), before.input[2]))
+    _balance(out, batches)
+    return out
+
+
+def _balance(model: onnx.ModelProto, batches) -> None:
+    """Across ReLU (and max pooling) into a lone 1x1 convolution: share the spread between activations and weights."""
+    weights = {i.name: i for i in model.graph.initializer}
+    consumers: dict[str, list] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            consumers.setdefault(name, []).append(node)
+    links = []
+    for node in model.graph.node:
+        if node.op_type != "Conv":
+            continue
+        at, relu = node.output[0], None
+        while len(after := consumers.get(at, [])) == 1 and after[0].op_type in ("Relu", "MaxPool"):
+            at, relu = after[0].output[0], relu or after[0]
+        if relu is not None and len(after) == 1 and after[0].op_type == "Conv":
+            w = weights[after[0].input[1]]
+            if list(w.dims)[2:] == [1, 1]:
+                links.append((node, after[0], at))
+    top = _ranges(model, [at for *_, at in links], batches)
+    for before, after, at in links:
+        w = numpy_helper.to_array(weights[after.input[1]])
+        spread = np.abs(w).max((0, 2, 3))
+        factor = np.sqrt(np.maximum(spread, 1e-4) / np.maximum(top[at], 1e-3))
+        factor = (factor / np.exp(np.log(factor).mean())).clip(0.1, 10).astype(np.float32)
+        weights[after.input[1]].CopyFrom(
+            numpy_helper.from_array((w / factor.reshape(1, -1, 1, 1)).astype(np.float32), after.input[1])
+        )
+        for name, shape in ((before.input[1], (-1, 1, 1, 1)), (before.input[2], (-1,))):
+            value = numpy_helper.to_array(weights[name]) * factor.reshape(shape)
+            weights[name].CopyFrom(numpy_helper.from_array(value.astype(np.float32), name))
+
+
+METHODS = {
+    "minmax": (CalibrationMethod.MinMax, {}),
+    "percentile": (CalibrationMethod.Percentile, {"CalibPercentile": 99.99}),
+    "entropy": (CalibrationMethod.Entropy, {}),
+}
+
+
+def quantise(
+    model: onnx.ModelProto,
+    batches,
+    method: str = "minmax",
+    keep_float: tuple[str, ...] = (),
+    moving: bool = False,
+    fixed: dict[str, tuple[float, float]] | None = None,
+) -> onnx.ModelProto:
+    """Static QDQ: per-channel symmetric s8 weights, per-tensor asymmetric u8 activations.
+
+    `keep_float` names nodes that stay float; `fixed` gives ranges for tensors whose range is known beforehand.
+    """
+    logging.getLogger().setLevel(logging.ERROR)
+    calibrate, extra = METHODS[method]
+    options = {"ActivationSymmetric": False, "WeightSymmetric": True, **extra}
+    if moving:
+        options["CalibMovingAverage"] = True
+    if fixed:
+        options["TensorQuantOverrides"] = {
+            name: [
+                {
+                    "rmin": np.array(lo, np.float32),
+                    "rmax": np.array(hi, np.float32),
+                    "quant_type": QuantType.QUInt8,
+                }
+            ]
+            for name, (lo, hi) in fixed.items()
+        }
+    with tempfile.TemporaryDirectory() as folder:
+        plain, ready, done = (str(Path(folder) / n) for n in ("plain.onnx", "ready.onnx", "done.onnx"))
+        onnx.save(model, plain)
+        try:
+            quant_pre_process(plain, ready, skip_symbolic_shape=True)
+        except Exception:
+            ready = plain
+        quantize_static(
+            ready,
+            done,
+            Feed(model.graph.input[0].name, batches),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            op_types_to_quantize=QUANTISED,
+            nodes_to_exclude=list(keep_float),
+            calibrate_method=calibrate,
+            extra_options=options,
+        )
+        out = onnx.load(done)
+    out.ir_version = IR
+    out.producer_name = "visaged-training"
+    del out.metadata_props[:]
+    out.graph.ClearField("value_info")
+    onnx.checker.check_model(out)
+    return out
+
+
+def macs(model: onnx.ModelProto, shape: tuple[int, ...]) -> int:
+    """Multiply-accumulates of Conv and Gemm at one input shape."""
+    m = onnx.ModelProto()
+    m.CopyFrom(model)
+    dims = m.graph.input[0].type.tensor_type.shape.dim
+    for dim, n in zip(dims, shape, strict=True):
+        dim.Clear()
+        dim.dim_value = n
+    inferred = shape_inference.infer_shapes(m, data_prop=True)
+    shapes = {
+        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in [*inferred.graph.value_info, *inferred.graph.output]
+    }
+    weights = {i.name: list(i.dims) for i in m.graph.initializer}
+    shapes[m.graph.input[0].name] = list(shape)
+    made_by = {o: n for n in m.graph.node for o in n.output}
+    total = 0
+    for node in m.graph.node:
+        if node.op_type in ("Conv", "Gemm"):
+            name = node.input[1]
+            while name not in weights:
+                name = made_by[name].input[0]
+            w, out = weights[name], shapes[node.output[0]]
+            total += int(np.prod(out)) * (int(np.prod(w[1:])) if node.op_type == "Conv" else int(np.prod(w)) // out[-1])
+    return total

@@ -1,0 +1,191 @@
+"""The networks: de-expression generator, its discriminators, and the classifier on the generator's layers.
+
+Method: De-expression Residue Learning (CVPR 2018). Only operations that quantise well: convolution, ReLU, addition,
+concatenation, nearest resize, global average pool, fully connected.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+SIZE = 64
+WIDTHS = (24, 32, 64, 96)
+
+
+def conv_bn(cin: int, cout: int, k: int = 3, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(cin, cout, k, stride, k // 2, bias=False), nn.BatchNorm2d(cout))
+
+
+class ConvRelu(nn.Module):
+    def __init__(self, cin: int, cout: int, k: int = 3, stride: int = 1):
+        super().__init__()
+        self.body = conv_bn(cin, cout, k, stride)
+
+    def forward(self, x):
+        return F.relu(self.body(x))
+
+
+class Block(nn.Module):
+    """Two convolutions and a short cut."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.a, self.b = conv_bn(channels, channels), conv_bn(channels, channels)
+
+    def forward(self, x):
+        return F.relu(x + self.b(F.relu(self.a(x))))
+
+
+def up(x):
+    return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def face_mask(size: int = SIZE) -> torch.Tensor:
+    """Soft ellipse over the face in template framing, [1, 1, size, size]."""
+    y, x = torch.meshgrid(torch.arange(size) + 0.5, torch.arange(size) + 0.5, indexing="ij")
+    r = ((x / size - 0.5) / 0.36) ** 2 + ((y / size - 0.55) / 0.45) ** 2
+    return torch.sigmoid((1 - r) * 8)[None, None]
+
+
+class Generator(nn.Module):
+    """Any expression -> neutral: input plus a delta. Encoder and decoder meet at four equal sizes."""
+
+    def __init__(self, widths=WIDTHS):
+        super().__init__()
+        a, b, c, d = widths
+        self.stem = ConvRelu(1, a, stride=2)
+        self.e1 = ConvRelu(a, a)  # 32
+        self.e2 = nn.Sequential(ConvRelu(a, b, stride=2), ConvRelu(b, b))  # 16
+        self.e3 = nn.Sequential(ConvRelu(b, c, stride=2), ConvRelu(c, c))  # 8
+        self.e4 = ConvRelu(c, d, stride=2)  # 4
+        self.d4 = ConvRelu(d, d)
+        self.r3, self.d3 = ConvRelu(d, c, 1), conv_bn(c, c)
+        self.r2, self.d2 = ConvRelu(c, b, 1), conv_bn(b, b)
+        self.r1, self.d1 = ConvRelu(b, a, 1), conv_bn(a, a)
+        self.r0 = ConvRelu(a, 8, 1)
+        self.d0 = ConvRelu(8, 8)
+        self.out = nn.Conv2d(8, 1, 3, padding=1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x):
+        """Delta, and the pairs (encoder, decoder) from 32 down to 4."""
+        e1 = self.e1(self.stem(x))
+        e2 = self.e2(e1)
+        e3 = self.e3(e2)
+        e4 = self.e4(e3)
+        d4 = self.d4(e4)
+        d3 = F.relu(self.d3(up(self.r3(d4))) + e3)
+        d2 = F.relu(self.d2(up(self.r2(d3))) + e2)
+        d1 = F.relu(self.d1(up(self.r1(d2))) + e1)
+        delta = self.out(self.d0(up(self.r0(d1))))
+        return delta, ((e1, d1), (e2, d2), (e3, d3), (e4, d4))
+
+
+class Discriminator(nn.Module):
+    """Patches: real or made. Two channels (input, candidate) for pairs, one channel for single faces."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+
+        def layer(cin, cout):
+            return nn.utils.spectral_norm(nn.Conv2d(cin, cout, 4, 2, 1))
+
+        self.a, self.b, self.c = layer(channels, 24), layer(24, 48), layer(48, 96)
+        self.d = nn.utils.spectral_norm(nn.Conv2d(96, 1, 3, padding=1))
+
+    def forward(self, x):
+        for conv in (self.a, self.b, self.c):
+            x = F.leaky_relu(conv(x), 0.2)
+        return self.d(x)
+
+
+def _channels_last(x: torch.Tensor) -> torch.Tensor:
+    """The faster layout for training; nothing to do in a graph that is being exported."""
+    return x if torch.onnx.is_in_onnx_export() else x.contiguous(memory_format=torch.channels_last)
+
+
+class Classifier(nn.Module):
+    """A local net on each equal-size pair, each with its own head; their last layers joined for the final logits.
+
+    The 32x32 pair keeps nearly all of the picture, so its net is the deepest.
+    """
+
+    def __init__(self, widths=WIDTHS, classes: int = 8, drop: float = 0.3, deep=(48, 96, 160)):
+        super().__init__()
+        a, b, c, d = widths
+        p, q, r = deep
+        self.local1 = nn.Sequential(
+            ConvRelu(2 * a, p, stride=2), ConvRelu(p, q, stride=2), Block(q), ConvRelu(q, r, stride=2), ConvRelu(r, r),
+        )  # fmt: skip
+        self.local2 = nn.Sequential(ConvRelu(2 * b, 64, stride=2), ConvRelu(64, 96, stride=2))
+        self.local3 = nn.Sequential(ConvRelu(2 * c, 64, stride=2), ConvRelu(64, 64))
+        self.local4 = ConvRelu(2 * d, 96, 1)
+        sizes = (r, 96, 64, 96)
+        self.heads = nn.ModuleList(nn.Linear(n, classes) for n in sizes)
+        self.drop = nn.Dropout(drop)
+        self.final = nn.Linear(sum(sizes), classes)
+
+    def forward(self, pairs, auxiliary: bool = False):
+        nets = (self.local1, self.local2, self.local3, self.local4)
+        pooled = [
+            F.adaptive_avg_pool2d(net(_channels_last(torch.cat(pair, 1))), 1) for net, pair in zip(nets, pairs, strict=True)
+        ]
+        logits = self.final(self.drop(torch.cat(pooled, 1).flatten(1)))
+        if not auxiliary:
+            return logits
+        return logits, [head(self.drop(p.flatten(1))) for head, p in zip(self.heads, pooled, strict=True)]
+
+
+class Derl(nn.Module):
+    """What is shipped: standardised luminance -> neutral face, logits, residue energies."""
+
+    def __init__(self, generator: Generator, classifier: Classifier):
+        super().__init__()
+        self.generator, self.classifier = generator, classifier
+        mask = face_mask()
+        self.register_buffer("weight", mask / mask.mean())
+
+    def forward(self, x):
+        delta, pairs = self.generator(x)
+        logits = self.classifier(pairs)
+        energy = [(delta.abs() * self.weight).mean((2, 3))]
+        energy += [(d - e).abs().mean((2, 3)).mean(1, keepdim=True) for e, d in pairs]
+        return x + delta, logits, torch.cat(energy, 1)
+
+
+def count_macs(module: nn.Module, *inputs) -> int:
+    """Multiply-accumulates of convolutions and fully connected layers, for these inputs."""
+    total, hooks = 0, []
+
+    def hook(layer, _, output):
+        nonlocal total
+        if isinstance(layer, nn.Conv2d):
+            total += output.numel() // output.shape[0] * layer.weight[0].numel()
+        else:
+            total += layer.weight.numel()
+
+    for layer in module.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            hooks.append(layer.register_forward_hook(hook))
+    training = module.training
+    module.eval()
+    with torch.no_grad():
+        module(*inputs)
+    module.train(training)
+    for h in hooks:
+        h.remove()
+    return total
+
+
+def fold(module: nn.Module) -> nn.Module:
+    """Fold every batch norm into the convolution before it (in place)."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.Sequential) and len(child) == 2 and isinstance(child[1], nn.BatchNorm2d):
+            folded = torch.nn.utils.fusion.fuse_conv_bn_eval(child[0].eval(), child[1].eval())
+            setattr(module, name, folded)
+        else:
+            fold(child)
+    return module

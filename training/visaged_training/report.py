@@ -1,0 +1,334 @@
+"""`report detector|derl|all`: manifest.toml and CARD.md from training/measured/*.json. No figure is typed by hand."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from . import EMOTIONS, __version__, data, manifest
+from .quantize import MEASURED
+
+RUN = "python -m visaged_training"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=["detector", "derl", "all"])
+    parser.add_argument("--bundles", type=Path, default=data.BUNDLES)
+
+
+def measured(name: str) -> dict:
+    path = MEASURED / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def percent(x: float, digits: int = 1) -> str:
+    return f"{100 * x:.{digits}f} %"
+
+
+def table(head: list[str], rows: list[list]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(str(c) for c in row) + " |" for row in rows])
+
+
+NOT_FOR = """## What it must not be used for
+
+- Reading emotions of people at work or in education, but for medical or safety reasons: Article 5(1)(f) of the EU AI
+  Act forbids it, and the daemon refuses such a deployment.
+- Judging anyone: hiring, insurance, policing, border control, credit, exams. A facial expression is not a feeling, and
+  the labels here are what strangers said about a picture.
+- Watching people who were not told. Article 50(3) demands that people exposed to emotion recognition know it.
+- Finding out who someone is."""
+
+
+def detector_documents(folder: Path) -> tuple[dict, str]:
+    m, q = measured("detector"), measured("detector_quantisation")
+    parity = m["parity"]
+    packs = parity["packs"]
+    evaluate = f"{RUN} evaluate detector"
+    outputs = []
+    for kind, width in (("cls", 1), ("obj", 1), ("bbox", 4), ("kps", 10)):
+        outputs += [{"name": f"{kind}_{s}", "shape": [1, 0, width]} for s in (8, 16, 32)]
+    document = {
+        "schema": 1,
+        "name": "detector",
+        "version": __version__,
+        "task": "face-detection",
+        "licence": "Apache-2.0",
+        "detection": {"threshold": parity["working"], "nms_iou": 0.3},
+        "quantisation": q,
+        "files": manifest.files(folder),
+        "inputs": [
+            {
+                "name": "input", "shape": [1, 3, 0, 0], "dtype": "f32", "layout": "NCHW", "colour": "bgr",
+                "normalisation": "none",
+            }
+        ],
+        "outputs": outputs,
+        "accuracy": [
+            {
+                "dataset": name,
+                "protocol": f"faces of the float net (score >= {parity['threshold']}) at {parity['size']}, found by int8 "
+                f"(score >= {parity['working']}) at IoU 0.5",
+                "metric": "share found",
+                "float": 1.0,
+                "int8": r["found"],
+                "landmarks_median_px": r["landmarks_median_px"],
+                "command": evaluate,
+            }
+            for name, r in packs.items()
+        ],
+        "provenance": [
+            {
+                "source": "ShiqiYu/libfacedetection.train @ 0047ac24afb1, onnx/yunet_s_dynamic.onnx (trained on WIDER FACE)",
+                "licence": "Apache-2.0",
+                "use": "float weights",
+            },
+            {"source": "SFHQ", "licence": "MIT", "use": "calibration, measurement"},
+            {"source": "webmorphR.stim London and Canada", "licence": "CC BY 4.0", "use": "calibration, measurement"},
+            {"source": "intel-iot-devkit/sample-videos", "licence": "CC BY 4.0", "use": "calibration, measurement"},
+        ],
+    }  # fmt: skip
+    rows = [
+        [
+            name, r.get("pictures", ""), r["faces"], percent(r["found"], 2), percent(r["found_same"], 2),
+            r["landmarks_median_px"], r.get("landmarks_p95_px", ""), r.get("only_int8", ""), r.get("only_float", ""),
+        ]
+        for name, r in packs.items()
+    ]  # fmt: skip
+    sizes = [[r["face_px"], r["seen_at"], r["faces"], percent(r["float"]), percent(r["int8"])] for r in m.get("sizes", [])]
+    at = {(r["face_px"], r["seen_at"]): r["int8"] for r in m.get("sizes", [])}
+    small = ""
+    if (24, "640x480") in at:
+        small = f"""
+A face 24 px wide in a 640x480 frame is found {percent(at[24, "640x480"])} of the time when the frame is seen at
+640x480, {percent(at[24, "480x360"])} at 480x360 and {percent(at[24, "320x240"])} at 320x240. So small faces need the
+full 640x480 (at times; a known face can be followed at 320x240), and 320x240 serves faces from about 48 px up.
+"""
+    card = f"""# detector
+
+Finds faces and five landmarks (eyes, nose tip, mouth corners) in a picture of any size. YuNet (yunet_s), quantised to
+int8 by this project. {q["mmac"]} MMAC at {q["mmac_at"]}.
+
+## Purpose and limits
+
+The first step of the daemon: where are faces, and how must they be turned for the other networks. It was trained by its
+authors on WIDER FACE; very dark, strongly turned (beyond about 60 degrees) or half covered faces are often missed.
+
+Input `input`: f32 [1, 3, H, W], BGR, 0..255, H and W multiples of 32 (pad with 0). Outputs for strides 8, 16, 32: `cls`,
+`obj`, `bbox`, `kps`. Score = sqrt(cls * obj); working threshold {parity["working"]}, non-maximum suppression at IoU 0.3.
+
+## Int8 against float, at {parity["size"]}
+
+A face counts when the float net scores it {parity["threshold"]} or more. `found`: the int8 net, working at
+{parity["working"]}, has it at IoU 0.5. `same threshold`: both work at {parity["threshold"]}. Landmark distances in pixels
+of the {parity["size"]} picture, mean over the five points. `only int8` / `only float`: faces at {parity["working"]}
+that the other does not have. Pictures used for calibration are left out.
+
+{table(["pack", "pictures", "faces", "found", "same threshold", "landmarks median", "95th percentile", "only int8", "only float"], rows)}
+
+## Recall by face size
+
+A face of the given width (box of the float net) in a 640x480 frame, the frame seen at three scales; IoU 0.5,
+threshold {parity["threshold"]}. Faces from SFHQ, London, Canada and the clips, shrunk by area averaging.
+{small}
+{table(["face width px", "seen at", "faces", "float", "int8"], sizes)}
+
+## Quantisation
+
+{q["scheme"]}. Weights {q["weights"]}; activations {q["activations"]}; {q["calibration"]}. Beforehand: {q["before"]}.
+Float: {q["float_parts"]}. A `model.tflite` is not part of this version of the bundle.
+
+## Data and licences
+
+Weights: ShiqiYu/libfacedetection.train, Apache-2.0. Calibration and measurement: SFHQ (MIT), London and Canada sets of
+webmorphR.stim (CC BY 4.0), Intel sample videos (CC BY 4.0). `weights.safetensors` holds the float weights.
+
+{NOT_FOR}
+
+## Made by
+
+`{RUN} quantize detector`, `{evaluate}`, `{RUN} report detector`.
+"""
+    return document, card
+
+
+def derl_documents(folder: Path) -> tuple[dict, str]:
+    m, q = measured("derl"), measured("derl_quantisation")
+    fer, neutrality = m["ferplus_valid"], m["neutrality"]
+    evaluate = f"{RUN} evaluate derl"
+    protocol = {
+        "plurality": "FER+ valid, 48x48 crops resized to 64x64, label with most votes; ties, unknown, not-a-face dropped",
+        "strict": "FER+ valid, the label has more than half of all votes",
+        "mean_recall": "FER+ valid, plurality labels, mean over the eight classes",
+    }
+    accuracy = [
+        {
+            "dataset": "FER+ valid", "protocol": text, "metric": metric, "float": fer["float"][metric],
+            "int8": fer["int8"][metric], "command": evaluate,
+        }
+        for metric, text in protocol.items()
+    ]  # fmt: skip
+    london = m["london"]
+    for kind, r in london.items():
+        accuracy.append(
+            {
+                "dataset": "London", "protocol": f"{kind} pictures through detector and alignment, all people",
+                "metric": "share called " + ("happiness" if kind == "smile" else "neutral"), "int8": r["right"],
+                "command": evaluate,
+            }
+        )  # fmt: skip
+    document = {
+        "schema": 1,
+        "name": "derl",
+        "version": __version__,
+        "task": "expression",
+        "licence": "MIT OR Apache-2.0",
+        "labels": list(EMOTIONS),
+        "temperature": fer["temperature"],
+        "neutrality": {k: neutrality[k] for k in ("energy_index", "floor", "ceiling")},
+        "quantisation": q,
+        "files": manifest.files(folder),
+        "inputs": [
+            {
+                "name": "luminance", "shape": [1, 1, 64, 64], "dtype": "f32", "layout": "NCHW", "colour": "luminance",
+                "normalisation": "per-image", "eps": 8.0,
+            }
+        ],
+        "outputs": [
+            {"name": "neutral", "shape": [1, 1, 64, 64]},
+            {"name": "logits", "shape": [1, 8]},
+            {"name": "residue_energy", "shape": [1, 5]},
+        ],
+        "accuracy": accuracy,
+        "provenance": [
+            {
+                "source": "FER+ labels (crowd-emotion @ 95c07555f685) on FER-2013 pictures", "licence": "MIT (labels); pictures not redistributed",
+                "use": "classifier training, neutral and expressive faces for the generator, calibration; valid: choice and measurement",
+            },
+            {"source": "MakeHuman heads", "licence": "CC0-1.0", "use": "rendered pairs for the generator"},
+            {"source": "VALID avatars @ c4719df7a2b6", "licence": "MIT", "use": "rendered pairs for the generator"},
+            {"source": "webmorphR.stim London and Canada", "licence": "CC BY 4.0", "use": "pairs and neutral faces (12 people held out), calibration, measurement"},
+            {"source": "SFHQ", "licence": "MIT", "use": "measurement"},
+        ],
+    }  # fmt: skip
+    recall = [[n, percent(fer["float"]["recall"][n]), percent(fer["int8"]["recall"][n])] for n in EMOTIONS]
+    confusion = [[n, *row] for n, row in zip(EMOTIONS, fer["confusion"], strict=True)]
+    gen = m.get("generator", {})
+    names = {
+        "render_valid": "renders, unseen people, expressive",
+        "still_valid": "renders, unseen people, neutral",
+        "london_valid": "London, held-out people, smile",
+    }
+    generator = [
+        [names[k], gen[k]["psnr"], gen[k]["psnr_copy"], gen[k]["l1"], gen[k]["l1_copy"], percent(gen[k]["nearer"])]
+        for k in names
+        if k in gen
+    ]
+    calls = [
+        [kind, r["pictures"], percent(r["right"]), percent(r["right_held_out"]),
+         ", ".join(f"{n} {c}" for n, c in r["called"].items() if c), r["neutrality_median"], percent(r["neutralised_called_neutral"])]
+        for kind, r in london.items()
+    ]  # fmt: skip
+    queries = [
+        [k, ", ".join(f"{n} {c}" for n, c in sorted(v.items(), key=lambda t: -t[1]))] for k, v in m["sfhq_queries"].items()
+    ]
+    took = m.get("classifier_training", {})
+    card = f"""# derl
+
+Takes the expression out of a face and reads the emotion from what was taken: De-expression Residue Learning (CVPR 2018).
+{q["mmac"]} MMAC in all.
+
+## Purpose and limits
+
+Input `luminance` [1, 1, 64, 64]: BT.601 luminance of the aligned 128x128 face, area-averaged to 64x64, then
+(x - mean) / (std + 8) over the picture. Outputs: `neutral`, the face without expression in the same units; `logits` for
+{", ".join(EMOTIONS)}; `residue_energy`, how much was taken out: the mean over the face of the delta, then one value for each
+pair of equal-size layers (32, 16, 8, 4).
+
+A generator (encoder-decoder, output = input + delta) was trained as a conditional GAN on pairs of an expressive and a
+neutral face, then frozen; small local nets read each pair of equal-size encoder and decoder layers, and their last layers
+together give the emotion. The labels are votes of strangers on pictures found on the web, mostly posed or public faces.
+The rare classes (disgust, fear, contempt) are weak: see the recall. Faces turned by more than about 35 degrees, smaller
+than 24 px, covered, or of young children are outside of what was measured. This is a first version: no figures by age, sex or ancestry yet.
+
+## FER+ valid
+
+| metric | float | int8 |
+|---|---|---|
+| plurality ({fer["int8"]["pictures"]["plurality"]} pictures; ties, unknown, not-a-face dropped) | {percent(fer["float"]["plurality"], 2)} | {percent(fer["int8"]["plurality"], 2)} |
+| strict majority ({fer["int8"]["pictures"]["strict"]} pictures) | {percent(fer["float"]["strict"], 2)} | {percent(fer["int8"]["strict"], 2)} |
+| mean recall over eight classes | {percent(fer["float"]["mean_recall"], 2)} | {percent(fer["int8"]["mean_recall"], 2)} |
+
+Float and int8 give the same answer on {percent(fer["agreement"], 2)} of the pictures. No flips or ensembles at test time. The model
+and the temperature were chosen on this set; no other set was looked at. Expected calibration error (15 bins)
+{fer["ece"]} with temperature {fer["temperature"]} ({fer["ece_before"]} without).
+
+### Recall by class
+
+{table(["class", "float", "int8"], recall)}
+
+### Confusion, int8 (rows: label, columns: answer)
+
+{table(["", *EMOTIONS], confusion)}
+
+## The neutral face
+
+Against the true neutral face, inside the face oval, grey levels 0..255. `copy` is what leaving the picture as it is would score. `nearer`:
+share of faces whose result is nearer to the true neutral than the input was.
+
+{table(["set", "PSNR dB", "copy", "L1", "copy", "nearer"], generator)}
+
+Int8 changes the neutral face by {m["neutral_parity"]["mean_abs_grey_levels"]} grey levels on average. Of strictly happy or surprised FER+ valid faces,
+{percent(m["neutralised_ferplus"]["happy_or_surprised_called_neutral"])} are called neutral after neutralising
+({percent(m["neutralised_ferplus"]["before"])} before).
+
+`neutrality` = clamp((ceiling - e) / (ceiling - floor), 0, 1) with e = residue_energy[{neutrality["energy_index"]}], floor {neutrality["floor"]} (median of
+strictly neutral FER+ valid faces), ceiling {neutrality["ceiling"]} (90th percentile of strictly happy or surprised ones). It puts a happy or
+surprised face below a neutral one {percent(neutrality["separation"][neutrality["energy_index"]])} of the time.
+
+## Outside FER+: the whole way on colour pictures
+
+London (studio portraits), through the int8 detector, alignment and the int8 net. Held out: 12 people the generator never saw.
+
+{table(["pictures", "count", "right", "right, held out", "called", "median neutrality", "neutralised, called neutral"], calls)}
+
+SFHQ pictures by the (loose) text they were searched with:
+
+{table(["text", "called"], queries)}
+
+## Training
+
+Generator: {gen.get("pictures", "?")} pictures shown; classifier: {took.get("pictures", "?")}, soft vote labels (single votes dropped),
+rare classes shown more often, moving average of the weights. Rendered pairs: MakeHuman and VALID heads. One thread, float32.
+
+## Quantisation
+
+{q["scheme"]}. Weights {q["weights"]}; activations {q["activations"]}; {q["calibration"]}. Float: {q["float_parts"]}. A `model.tflite`
+is not part of this version of the bundle. `weights.safetensors` holds the float weights: quantising again needs no training.
+
+## Data and licences
+
+{table(["source", "licence", "use"], [[p["source"], p["licence"], p["use"]] for p in document["provenance"]])}
+
+{NOT_FOR}
+
+## Made by
+
+`{RUN} synth`, `{RUN} train generator`, `{RUN} train classifier`, `{RUN} quantize derl`, `{evaluate}`, `{RUN} report derl`.
+"""
+    return document, card
+
+
+def run(args: argparse.Namespace) -> int:
+    for name, make in (("detector", detector_documents), ("derl", derl_documents)):
+        if args.what in (name, "all"):
+            folder = args.bundles / name
+            document, card = make(folder)
+            (folder / "manifest.toml").write_text(manifest.dumps(document))
+            (folder / "CARD.md").write_text(card)
+            wrong = manifest.check(folder)
+            print("\n".join(wrong) or f"{folder}: manifest.toml and CARD.md written")
+            if wrong:
+                return 1
+    return 0
