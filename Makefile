@@ -62,6 +62,7 @@ lint: ## formatting, clippy, documentation, shell scripts: warnings are errors
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --locked
 	scripts/check-licences
+	scripts/check-promises
 	if command -v shellcheck >/dev/null; then shellcheck -x .ci/run $$(grep -rlE '^#!/bin/(ba)?sh' scripts tests 2>/dev/null); fi
 
 .PHONY: format
@@ -109,7 +110,7 @@ install: ## as root, after `make build`: binary, units, completions, and the con
 	install -Dm644 board/$(BOARD)/99-visaged.rules $(DESTDIR)$(UDEVDIR)/99-visaged.rules
 	install -d -m750 $(DESTDIR)$(SYSCONFDIR)/visaged
 	[ -e $(DESTDIR)$(SYSCONFDIR)/visaged/visaged.toml ] || install -m640 board/$(BOARD)/visaged.toml $(DESTDIR)$(SYSCONFDIR)/visaged/visaged.toml
-	[ -e $(DESTDIR)$(SYSCONFDIR)/visaged/visaged.env ] || install -m640 systemd/visaged.env $(DESTDIR)$(SYSCONFDIR)/visaged/visaged.env
+	[ -e $(DESTDIR)$(SYSCONFDIR)/visaged/visaged.env ] || install -m600 systemd/visaged.env $(DESTDIR)$(SYSCONFDIR)/visaged/visaged.env
 	install -Dm644 README.md ATTRIBUTION.md LICENSE-MIT LICENSE-APACHE -t $(DESTDIR)$(PREFIX)/share/doc/visaged
 	install -d $(DESTDIR)$(PREFIX)/share/{bash-completion/completions,zsh/site-functions,fish/vendor_completions.d}
 	$(TARGET)/release/visaged completions bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/visaged
