@@ -159,7 +159,7 @@ def recall_by_size(root: Path, nets: dict, sizes=(12, 16, 20, 24, 32, 48), count
             for label, (width, height) in scales.items():
                 seen, k = yunet.fit(frame, width, height)
                 for name, net in nets.items():
-                    got = yunet.detect(net, seen, THRESHOLD)
+                    got = yunet.detect(net, seen, WORKING)
                     if any(yunet.overlap(g.box / k, truth) >= 0.5 for g in got):
                         hit[name, label] = hit.get((name, label), 0) + 1
         for label in scales:

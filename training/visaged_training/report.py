@@ -100,10 +100,11 @@ def detector_documents(folder: Path) -> tuple[dict, str]:
     at = {(r["face_px"], r["seen_at"]): r["int8"] for r in m.get("sizes", [])}
     small = ""
     if (24, "640x480") in at:
+        enough = min((size for size, seen in at if seen == "320x240" and at[size, seen] >= 0.9), default=64)
         small = f"""
 A face 24 px wide in a 640x480 frame is found {percent(at[24, "640x480"])} of the time when the frame is seen at
 640x480, {percent(at[24, "480x360"])} at 480x360 and {percent(at[24, "320x240"])} at 320x240. So small faces need the
-full 640x480 (at times; a known face can be followed at 320x240), and 320x240 serves faces from about 48 px up.
+full 640x480; 320x240 is enough for faces from about {enough} px up.
 """
     card = f"""# detector
 
@@ -130,7 +131,7 @@ that the other does not have. Pictures used for calibration are left out.
 ## Recall by face size
 
 A face of the given width (box of the float net) in a 640x480 frame, the frame seen at three scales; IoU 0.5,
-threshold {parity["threshold"]}. Faces from SFHQ, London, Canada and the clips, shrunk by area averaging.
+threshold {parity["working"]}. Faces from SFHQ, London, Canada and the clips, shrunk by area averaging.
 {small}
 {table(["face width px", "seen at", "faces", "float", "int8"], sizes)}
 
