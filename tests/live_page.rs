@@ -1,0 +1,456 @@
+//! The live page in a real browser: headless Chromium, driven through chromedriver.
+//!
+//! Skipped with a word where they are not installed, unless `CI` is set: then that is a failure.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use fantoccini::{Client, ClientBuilder, Locator};
+use hyper_util::client::legacy::connect::HttpConnector;
+use serde_json::{Value, json};
+use visaged::expression::{Emotion, NEUTRAL_SIDE_PX, Observation, ObservedFace, Probabilities};
+use visaged::face::{Face, Landmarks, Rect, TrackId};
+use visaged::frame::{CaptureTime, RgbImage};
+use visaged::mirror::web::{Page, Server, router};
+use visaged::mirror::{Hub, Status};
+use visaged::pool::Pool;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// One browser at a time: they are heavy.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+// ---- the browser ----
+
+struct Driver {
+    process: Child,
+    address: SocketAddr,
+    profile: tempfile::TempDir,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Driver {
+    /// `None` where there is no browser and that is allowed.
+    fn start() -> Option<Self> {
+        let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let spawned = Command::new("chromedriver").arg("--port=0").stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+        let mut process = match spawned {
+            Ok(process) => process,
+            Err(error) => {
+                assert!(std::env::var_os("CI").is_none(), "chromedriver cannot be started: {error}");
+                eprintln!("skipped: chromedriver cannot be started ({error}); install chromium and chromium-driver");
+                return None;
+            }
+        };
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let port = loop {
+            let line = lines.next().expect("chromedriver says its port").unwrap();
+            if let Some(rest) = line.split("on port ").nth(1)
+                && let Ok(port) = rest.trim_end_matches('.').parse()
+            {
+                break port;
+            }
+        };
+        std::thread::spawn(move || lines.for_each(drop));
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        Some(Self { process, address, profile: tempfile::tempdir().unwrap(), _turn: turn })
+    }
+
+    async fn browser(&self, look: Look) -> Client {
+        let mut options = json!({
+            "args": [
+                "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+                "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
+                format!("--user-data-dir={}", self.profile.path().display()),
+                format!("--window-size={},{}", look.width_px, look.height_px),
+            ],
+        });
+        if look.phone {
+            let metrics = json!({"width": look.width_px, "height": look.height_px, "pixelRatio": 2.0});
+            options["mobileEmulation"] = json!({"deviceMetrics": metrics});
+        }
+        if !look.script {
+            options["prefs"] = json!({"profile.managed_default_content_settings.javascript": 2});
+        }
+        let capabilities = json!({"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}});
+        let Value::Object(capabilities) = capabilities else { unreachable!() };
+        ClientBuilder::new(HttpConnector::new())
+            .capabilities(capabilities)
+            .connect(&format!("http://{}", self.address))
+            .await
+            .expect("Chromium starts")
+    }
+
+    /// What the page has written to its console at the level of errors since the last look.
+    async fn console_errors(&self, browser: &Client) -> Vec<String> {
+        let session = browser.session_id().await.unwrap().unwrap();
+        let body = r#"{"type":"browser"}"#;
+        let mut stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        write!(
+            stream,
+            "POST /session/{session}/se/log HTTP/1.0\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let json = answer.split_once("\r\n\r\n").unwrap().1;
+        let entries: Value = serde_json::from_str(json).unwrap();
+        let entries = entries["value"].as_array().unwrap_or_else(|| panic!("no log: {json}")).clone();
+        let errors = entries.iter().filter(|entry| entry["level"] == "SEVERE");
+        errors.map(|entry| entry["message"].as_str().unwrap_or_default().to_owned()).collect()
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Look {
+    width_px: u32,
+    height_px: u32,
+    phone: bool,
+    script: bool,
+}
+
+const DESK: Look = Look { width_px: 1920, height_px: 1080, phone: false, script: true };
+const PHONE: Look = Look { width_px: 360, height_px: 740, phone: true, script: true };
+
+/// Runs `test` with a browser, if there is one.
+fn with_browser(look: Look, test: impl AsyncFnOnce(&Driver, &Client)) {
+    let Some(driver) = Driver::start() else { return };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let browser = driver.browser(look).await;
+        test(&driver, &browser).await;
+        browser.close().await.unwrap();
+    });
+}
+
+/// Waits until the script's value is true.
+async fn wait_until(browser: &Client, what: &str, condition: &str) {
+    let script = format!("return Boolean({condition});");
+    let waiting = async { while browser.execute(&script, vec![]).await.unwrap() != json!(true) {} };
+    if tokio::time::timeout(PATIENCE, waiting).await.is_err() {
+        let text = browser.execute("return document.body.innerText;", vec![]).await.unwrap();
+        panic!("waited in vain for {what}; the page says: {}", text.as_str().unwrap_or_default());
+    }
+}
+
+async fn evaluate(browser: &Client, expression: &str) -> Value {
+    browser.execute(&format!("return {expression};"), vec![]).await.unwrap()
+}
+
+// ---- a scene to look at ----
+
+/// Two faces that walk and change, on a picture that changes with them; shown until dropped.
+struct Scene {
+    hub: Hub,
+    on: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Scene {
+    fn start() -> Self {
+        let (hub, on) = (Hub::new(), Arc::new(AtomicBool::new(true)));
+        hub.status(Status::Online);
+        let thread = std::thread::spawn({
+            let (hub, on) = (hub.clone(), Arc::clone(&on));
+            move || play(&hub, &on)
+        });
+        Self { hub, on, thread: Some(thread) }
+    }
+
+    fn serve(&self, listen: SocketAddr) -> Server {
+        let page = Page { device: "lab/mirror".into(), mirrored: true };
+        Server::start("web", listen, router(self.hub.clone(), &page)).unwrap()
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        self.on.store(false, Ordering::Relaxed);
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+fn any_port() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 0))
+}
+
+fn play(hub: &Hub, on: &AtomicBool) {
+    let pool = Pool::<RgbImage>::new(4);
+    for seq in 0_u64.. {
+        if !on.load(Ordering::Relaxed) {
+            return;
+        }
+        let time = seq as f32 / 30.0;
+        let observation = observe(seq, time);
+        let mut picture = pool.take();
+        paint(&mut picture, &observation);
+        hub.show(picture, &observation);
+        if seq % 15 == 0 {
+            let face = &observation.faces[0];
+            let payload = json!({
+                "schema": "visaged.face.v1", "device": "mirror", "seq": seq / 15, "event": "sample", "track": face.track.0,
+                "emotion": face.emotion, "neutrality": face.neutrality, "latency_ms": 21.5,
+            });
+            hub.message("visaged/v1/lab/mirror/face", payload.to_string().as_bytes());
+        }
+        std::thread::sleep(Duration::from_millis(33));
+    }
+}
+
+fn observe(frame_seq: u64, time: f32) -> Observation {
+    let (width_px, height_px) = (640, 480);
+    let faces = [(1, 150.0, 0.0), (2, 90.0, 2.0)].map(|(track, side, phase)| {
+        let x = 240.0 + 160.0 * (time * 0.5 + 1.7 * phase).sin();
+        let (top, probabilities) = mood(time + phase);
+        ObservedFace {
+            track: TrackId(track),
+            face: Face {
+                rect: Rect { x, y: 180.0 - side / 3.0, width: side, height: side * 1.25 },
+                landmarks: Landmarks::default(),
+                score: 0.9,
+            },
+            quality: 0.8,
+            emotion: top,
+            probabilities,
+            neutrality: probabilities.0[0],
+            neutral: (0..NEUTRAL_SIDE_PX * NEUTRAL_SIDE_PX).map(|i| (60 + i % 64 + i / 64) as u8).collect(),
+        }
+    });
+    Observation { frame_seq, time: CaptureTime::now(), width_px, height_px, faces: faces.into(), ended: vec![] }
+}
+
+/// Another emotion every two seconds.
+fn mood(time: f32) -> (Emotion, Probabilities) {
+    let now = (time / 2.0) as usize % 8;
+    let mut probabilities = [0.04; 8];
+    probabilities[now] = 0.72;
+    (Emotion::ALL[now], Probabilities(probabilities))
+}
+
+fn paint(picture: &mut RgbImage, observation: &Observation) {
+    picture.resize(observation.width_px, observation.height_px);
+    let width = picture.width_px as usize;
+    for (i, pixel) in picture.data.chunks_exact_mut(3).enumerate() {
+        let (x, y) = ((i % width) as f32, (i / width) as f32);
+        let inside = observation.faces.iter().any(|face| {
+            let rect = face.face.rect;
+            let (dx, dy) = ((x - rect.x) / rect.width - 0.5, (y - rect.y) / rect.height - 0.5);
+            dx * dx + dy * dy < 0.25
+        });
+        let shade = observation.frame_seq as u8;
+        let colour = if inside { [224, 172, 140] } else { [40, (y / 4.0) as u8, 0] };
+        pixel.copy_from_slice(&colour);
+        pixel[2] = pixel[2].wrapping_add(shade / 2);
+    }
+}
+
+// ---- what must be so ----
+
+#[test]
+fn the_page_shows_a_face_a_changing_emotion_and_the_messages_without_a_console_error() {
+    with_browser(DESK, async |driver, browser| {
+        let scene = Scene::start();
+        let server = scene.serve(any_port());
+        browser.goto(&format!("http://{}/", server.address())).await.unwrap();
+
+        wait_until(browser, "two boxes", "document.getElementById('overlay').dataset.boxes === '2'").await;
+        let painted = "(() => { const c = document.getElementById('overlay'); \
+             return c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some((v) => v > 0); })()";
+        wait_until(browser, "a painted box", painted).await;
+        wait_until(browser, "the picture", "document.getElementById('picture').naturalWidth === 640").await;
+        wait_until(browser, "a neutral face", "document.getElementById('neutral-face').naturalWidth === 64").await;
+        wait_until(browser, "the state", "document.getElementById('state-text').textContent === 'online'").await;
+        wait_until(browser, "a rate", "Number(document.getElementById('fps').textContent) > 0").await;
+        wait_until(browser, "messages", "document.querySelectorAll('#messages li').length > 2").await;
+        wait_until(browser, "their topic", "document.querySelector('#messages .topic').textContent === 'face'").await;
+        assert_eq!(evaluate(browser, "document.querySelectorAll('#bars li').length").await, json!(8));
+
+        let emotion = "document.getElementById('headline-emotion').textContent";
+        let first = evaluate(browser, emotion).await;
+        wait_until(browser, "another emotion", &format!("{emotion} !== {first} && {emotion} !== ''")).await;
+
+        let pixels = "(() => { const c = document.createElement('canvas'); c.width = c.height = 16; \
+             const pen = c.getContext('2d'); pen.drawImage(document.getElementById('picture'), 0, 0, 16, 16); \
+             return pen.getImageData(0, 0, 16, 16).data.join(); })()";
+        let before = evaluate(browser, pixels).await;
+        wait_until(browser, "a picture that moves", &format!("{pixels} !== {before}")).await;
+
+        wait_until(
+            browser,
+            "the plot",
+            "document.getElementById('plot').getContext('2d').getImageData(0, 0, 4000, 300).data.some((v) => v > 0)",
+        )
+        .await;
+        assert_eq!(driver.console_errors(browser).await, Vec::<String>::new());
+    });
+}
+
+#[test]
+fn markup_in_a_payload_or_a_topic_is_shown_as_text() {
+    with_browser(DESK, async |driver, browser| {
+        let scene = Scene::start();
+        let server = scene.serve(any_port());
+        let hostile = r#"<script>document.title='taken'</script><img src=x onerror="document.title='taken'">"#;
+        scene.hub.message(hostile, hostile.as_bytes());
+        scene.hub.message("t/json", json!({ "event": hostile, hostile: [hostile] }).to_string().as_bytes());
+        scene.hub.status(Status::Degraded { reason: hostile.into() });
+        browser.goto(&format!("http://{}/", server.address())).await.unwrap();
+        let shown =
+            "document.getElementById('messages').textContent.split(\"<script>document.title='taken'\").length > 4";
+        wait_until(browser, "the payload as text", shown).await;
+        wait_until(browser, "the reason as text", "document.getElementById('veil').textContent.startsWith('<script>')")
+            .await;
+        browser
+            .execute("document.querySelectorAll('#messages summary').forEach((one) => one.click());", vec![])
+            .await
+            .unwrap();
+        wait_until(browser, "the whole payload", "document.querySelector('#messages pre')").await;
+        assert_eq!(evaluate(browser, "document.querySelectorAll('main script, #messages img').length").await, json!(0));
+        assert_eq!(evaluate(browser, "document.title").await, json!("visaged · lab/mirror"));
+        assert_eq!(driver.console_errors(browser).await, Vec::<String>::new());
+    });
+}
+
+#[test]
+fn nothing_scrolls_sideways_on_a_phone() {
+    with_browser(PHONE, async |_, browser| {
+        let scene = Scene::start();
+        scene.hub.message(&"long/".repeat(40), "unbroken".repeat(200).as_bytes());
+        let server = scene.serve(any_port());
+        browser.goto(&format!("http://{}/", server.address())).await.unwrap();
+        wait_until(browser, "boxes", "document.getElementById('overlay').dataset.boxes === '2'").await;
+        wait_until(browser, "messages", "document.querySelectorAll('#messages li').length > 1").await;
+        assert_eq!(evaluate(browser, "innerWidth").await, json!(360));
+        assert_eq!(evaluate(browser, "document.documentElement.scrollWidth").await, json!(360));
+        let wide = "[...document.querySelectorAll('body *')].filter((one) => one.getBoundingClientRect().right > 361)\
+             .map((one) => one.id || one.className).join()";
+        assert_eq!(evaluate(browser, wide).await, json!(""));
+    });
+}
+
+#[test]
+fn a_kiosk_shows_everything_without_scrolling() {
+    with_browser(DESK, async |_, browser| {
+        let scene = Scene::start();
+        let server = scene.serve(any_port());
+        browser.goto(&format!("http://{}/", server.address())).await.unwrap();
+        wait_until(browser, "boxes", "document.getElementById('overlay').dataset.boxes === '2'").await;
+        let fits = "document.documentElement.scrollHeight <= innerHeight && \
+             ['glass', 'notice', 'reading', 'minute', 'wire'].every((id) => { \
+             const place = document.getElementById(id).getBoundingClientRect(); \
+             return place.top >= 0 && place.bottom <= innerHeight && place.height > 0; })";
+        wait_until(browser, "everything on one screen", fits).await;
+    });
+}
+
+#[test]
+fn the_page_comes_back_by_itself_when_the_daemon_restarts() {
+    with_browser(DESK, async |_, browser| {
+        let scene = Scene::start();
+        let server = scene.serve(any_port());
+        let address = server.address();
+        browser.goto(&format!("http://{address}/")).await.unwrap();
+        wait_until(browser, "boxes", "document.getElementById('overlay').dataset.boxes === '2'").await;
+        server.stop();
+        wait_until(browser, "the loss shown", "document.documentElement.dataset.link === 'away'").await;
+        wait_until(browser, "no stale box", "document.getElementById('overlay').dataset.boxes === '0'").await;
+        let _server = scene.serve(address);
+        wait_until(browser, "boxes again", "document.getElementById('overlay').dataset.boxes === '2'").await;
+        wait_until(browser, "the picture again", "document.getElementById('picture').naturalWidth === 640").await;
+    });
+}
+
+#[test]
+fn a_paused_list_of_messages_stands_still_and_catches_up() {
+    with_browser(DESK, async |_, browser| {
+        let scene = Scene::start();
+        let server = scene.serve(any_port());
+        browser.goto(&format!("http://{}/", server.address())).await.unwrap();
+        wait_until(browser, "messages", "document.querySelectorAll('#messages li').length > 1").await;
+        let pause = browser.find(Locator::Id("pause")).await.unwrap();
+        pause.send_keys("\u{e007}").await.unwrap();
+        let shown = evaluate(browser, "document.querySelectorAll('#messages li').length").await;
+        wait_until(browser, "held messages", "document.getElementById('pause').textContent.includes('(2 new)')").await;
+        assert_eq!(evaluate(browser, "document.querySelectorAll('#messages li').length").await, shown);
+        pause.click().await.unwrap();
+        wait_until(
+            browser,
+            "the held ones",
+            &format!("document.querySelectorAll('#messages li').length > {shown} + 1"),
+        )
+        .await;
+    });
+}
+
+#[test]
+fn a_face_can_be_chosen_with_the_keyboard() {
+    with_browser(DESK, async |_, browser| {
+        let scene = Scene::start();
+        let server = scene.serve(any_port());
+        browser.goto(&format!("http://{}/", server.address())).await.unwrap();
+        wait_until(browser, "the picker", "document.querySelectorAll('#picker button').length === 3").await;
+        wait_until(
+            browser,
+            "the largest face",
+            "document.getElementById('headline-face').textContent.startsWith('face 1')",
+        )
+        .await;
+        let second = browser.find(Locator::Css("#picker [data-track='2']")).await.unwrap();
+        second.send_keys("\u{e007}").await.unwrap();
+        wait_until(
+            browser,
+            "the other face",
+            "document.getElementById('headline-face').textContent.startsWith('face 2')",
+        )
+        .await;
+    });
+}
+
+#[test]
+fn without_script_the_stream_still_shows() {
+    with_browser(Look { script: false, ..DESK }, async |_, browser| {
+        let scene = Scene::start();
+        let server = scene.serve(any_port());
+        browser.goto(&format!("http://{}/", server.address())).await.unwrap();
+        wait_until(browser, "the picture", "document.getElementById('picture').naturalWidth === 640").await;
+        let note = browser.find(Locator::Css(".noscript")).await.unwrap();
+        assert!(note.is_displayed().await.unwrap());
+    });
+}
+
+#[test]
+fn a_page_in_the_background_is_not_a_viewer() {
+    with_browser(DESK, async |_, browser| {
+        let scene = Scene::start();
+        let server = scene.serve(any_port());
+        browser.goto(&format!("http://{}/", server.address())).await.unwrap();
+        wait_until(browser, "boxes", "document.getElementById('overlay').dataset.boxes === '2'").await;
+        assert!(scene.hub.is_watched());
+        // The way a browser tells it: hidden, then the event.
+        let hide = "Object.defineProperty(document, 'hidden', {configurable: true, get: () => true}); \
+             document.dispatchEvent(new Event('visibilitychange'));";
+        browser.execute(hide, vec![]).await.unwrap();
+        let left = async {
+            while scene.hub.is_watched() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, left).await.expect("the hidden page still watches");
+        let show = "delete document.hidden; document.dispatchEvent(new Event('visibilitychange'));";
+        browser.execute(show, vec![]).await.unwrap();
+        wait_until(browser, "boxes again", "document.getElementById('overlay').dataset.boxes === '2'").await;
+    });
+}
