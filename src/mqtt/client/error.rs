@@ -1,0 +1,164 @@
+//! Why there is no connection, in words that say what to do.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rumqttc::v5::mqttbytes::v5::{ConnectReturnCode, DisconnectReasonCode};
+use rumqttc::v5::{ConnectionError, StateError};
+
+/// Why the client could not be started; none of these is cured by waiting.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A PEM file cannot be read.
+    #[error("{key} = {}: {source}; is the path right, and may this user read it?", path.display())]
+    Pem {
+        /// The setting.
+        key: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A PEM file holds nothing of what it is for.
+    #[error("{key} = {}: no {what} in it; it must be a PEM file", path.display())]
+    NothingInPem {
+        /// The setting.
+        key: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What was looked for.
+        what: &'static str,
+    },
+    /// Certificate and key do not fit, or the library refuses them.
+    #[error("mqtt.tls: {0}; do certificate_file and key_file belong together?")]
+    Tls(#[from] rustls::Error),
+    /// A certificate is made out to a name.
+    #[error("mqtt.host = {0:?}: over TLS the broker must be named by its DNS name or an IPv4 address")]
+    TlsName(String),
+    /// The system gives no thread or no runtime.
+    #[error("the MQTT thread could not be started: {0}")]
+    Thread(#[from] io::Error),
+}
+
+/// Why there is no connection to the broker; the client keeps trying.
+#[derive(Debug, thiserror::Error)]
+#[error("broker {broker}: {kind}")]
+pub struct LinkError {
+    /// Host and port as configured.
+    pub broker: String,
+    /// What is wrong.
+    pub kind: LinkErrorKind,
+}
+
+/// The kinds of [`LinkError`].
+#[derive(Debug, thiserror::Error)]
+pub enum LinkErrorKind {
+    /// Nobody listens, no route, no such name.
+    #[error("{0}; is it running, and are mqtt.host and mqtt.port right?")]
+    Unreachable(io::Error),
+    /// The connection was made, and no CONNACK came.
+    #[error("no answer to CONNECT within {0:?}; is it an MQTT broker, and is mqtt.tls set where it wants TLS?")]
+    NoAnswer(Duration),
+    /// The TLS handshake failed.
+    #[error("TLS: {0}; is mqtt.tls.ca_file the authority of its certificate, and mqtt.host the name in it?")]
+    Tls(String),
+    /// User, password or certificate are not accepted.
+    #[error("refused: {0:?}; check mqtt.login")]
+    Login(ConnectReturnCode),
+    /// Refused for another reason.
+    #[error("refused: {0:?}")]
+    Refused(ConnectReturnCode),
+    /// It cannot do what the contract needs.
+    #[error("{0}")]
+    Unfit(&'static str),
+    /// It said why it goes.
+    #[error("closed the connection: {code:?} {}", reason.as_deref().unwrap_or_default())]
+    Disconnected {
+        /// Its code.
+        code: DisconnectReasonCode,
+        /// Its words.
+        reason: Option<String>,
+    },
+    /// Another client has the same id.
+    #[error("another client took over the id {client_id:?}; is there a second device of this site and name?")]
+    TakenOver {
+        /// The id.
+        client_id: String,
+    },
+    /// The stream ended without a word.
+    #[error("closed the connection{}", if *.before_connack {
+        " before it answered CONNECT; does it want TLS, or does it not speak MQTT 5?"
+    } else {
+        ""
+    })]
+    Closed {
+        /// No CONNACK had come.
+        before_connack: bool,
+    },
+    /// An acknowledgement or any sign of life is overdue.
+    #[error("silent: {0}")]
+    Silent(&'static str),
+    /// It could not take a message now.
+    #[error("could not take a message now ({0}); it is sent again")]
+    Busy(String),
+    /// It broke the protocol, or the protocol library lost track.
+    #[error("protocol error: {0}")]
+    Protocol(String),
+}
+
+impl LinkErrorKind {
+    pub(super) fn from_poll(error: ConnectionError, before_connack: bool, limit: Duration, client_id: &str) -> Self {
+        match error {
+            ConnectionError::Timeout(_) => Self::NoAnswer(limit),
+            ConnectionError::Io(error) => Self::Unreachable(error),
+            ConnectionError::Tls(error) => Self::Tls(tls_words(&error)),
+            ConnectionError::ConnectionRefused(
+                code @ (ConnectReturnCode::BadUserNamePassword
+                | ConnectReturnCode::NotAuthorized
+                | ConnectReturnCode::BadAuthenticationMethod),
+            ) => Self::Login(code),
+            ConnectionError::ConnectionRefused(code) => Self::Refused(code),
+            ConnectionError::MqttState(state) => Self::from_state(state, before_connack, client_id),
+            other => Self::Protocol(other.to_string()),
+        }
+    }
+
+    fn from_state(error: StateError, before_connack: bool, client_id: &str) -> Self {
+        match error {
+            StateError::ServerDisconnect { reason_code: DisconnectReasonCode::SessionTakenOver, .. } => {
+                Self::TakenOver { client_id: client_id.to_owned() }
+            }
+            StateError::ServerDisconnect { reason_code, reason_string } => {
+                Self::Disconnected { code: reason_code, reason: reason_string }
+            }
+            StateError::ConnectionAborted => Self::Closed { before_connack },
+            StateError::Io(error) if is_close(&error) => Self::Closed { before_connack },
+            StateError::Deserialization(rumqttc::v5::mqttbytes::Error::Io(error)) if is_close(&error) => {
+                Self::Closed { before_connack }
+            }
+            StateError::AwaitPingResp => Self::Silent("no answer to a ping"),
+            StateError::CollisionTimeout => Self::Silent("a packet id stayed taken"),
+            other => Self::Protocol(other.to_string()),
+        }
+    }
+}
+
+fn is_close(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::UnexpectedEof
+    )
+}
+
+/// The innermost cause says it best: `invalid peer certificate: UnknownIssuer`.
+fn tls_words(error: &rumqttc::TlsError) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
+}

@@ -1,0 +1,387 @@
+//! The connection to the broker: MQTT 5 through `rumqttc`, on a thread of its own.
+//!
+//! Each connection is a fresh protocol state with a clean session; whatever went wrong in the one before (a packet id
+//! that stayed taken, an acknowledgement that never came) is gone with it. What must arrive lies in the [`Spool`] until
+//! its PUBACK and is sent again from the start, in order, over each new connection: at least once, recognisable by
+//! `boot` and `seq`. On each connection status, info and discovery are published anew.
+//!
+//! Invariants: [`Handle`] never waits for the broker; memory stays bounded whether the broker is there or not (the
+//! spool is bounded, and of everything else only the newest value is kept); [`Client::stop`] ends in its time even if
+//! the broker hangs; a panic in here costs the connection, not the process.
+
+mod backoff;
+mod error;
+mod options;
+mod session;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngCore, SeedableRng};
+use rumqttc::v5::MqttOptions;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use self::backoff::Waits;
+pub use self::error::{LinkError, LinkErrorKind, StartError};
+use self::session::End;
+use super::outbox::{RecordId, Spool};
+use super::payload::{Info, OutboxTelemetry, Status, Telemetry};
+use super::topics::Topics;
+use crate::config::{Backoff, HomeAssistantConfig, MqttConfig};
+use crate::report::{Boot, Event};
+
+/// After the drain: time for the last status to be acknowledged and DISCONNECT to be sent.
+const GOODBYE: Duration = Duration::from_millis(400);
+
+/// What the client asks for when it publishes; called on its thread, so they must not wait.
+pub struct Sources {
+    /// On each connection, and after [`Handle::refresh_info`].
+    pub info: Box<dyn Fn() -> Info + Send>,
+    /// At each telemetry interval; the client fills in [`Telemetry::outbox`].
+    pub telemetry: Box<dyn Fn() -> Telemetry + Send>,
+}
+
+/// A message as it is handed to the network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Published<'a> {
+    /// Where to.
+    pub topic: &'a str,
+    /// What; JSON, or empty where a retained message is taken back.
+    pub payload: &'a [u8],
+    /// The broker keeps it.
+    pub retained: bool,
+    /// 0 or 1.
+    pub qos: u8,
+}
+
+/// Sees every message published, once: an event that is sent again after a reconnect is not shown again.
+pub type Tap = Arc<dyn Fn(&Published<'_>) + Send + Sync>;
+
+/// Limits that hardly anybody needs to change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// From the first packet to CONNACK, name resolution and TLS included.
+    pub connect: Duration,
+    /// From sending a QoS 1 message to its PUBACK; beyond it the connection is made anew.
+    pub acknowledge: Duration,
+    /// QoS 1 messages sent and not yet acknowledged; the broker may allow fewer.
+    pub window: u16,
+    /// An event published later than this after its capture, because there was no connection, is `historical`.
+    pub historical_after: Duration,
+    /// Discovery is published again within this time after Home Assistant has started.
+    pub discovery_jitter: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(5),
+            acknowledge: Duration::from_secs(20),
+            window: 32,
+            historical_after: Duration::from_secs(2),
+            discovery_jitter: Duration::from_secs(3),
+        }
+    }
+}
+
+/// All that [`Client::start`] needs.
+pub struct Setup {
+    /// `[mqtt]`.
+    pub config: MqttConfig,
+    /// Where to publish.
+    pub topics: Topics,
+    /// Published until the first [`Handle::set_status`]; its `boot` is the last will's too.
+    pub status: Status,
+    /// Where events wait.
+    pub spool: Arc<dyn Spool>,
+    /// Info and telemetry.
+    pub sources: Sources,
+    /// Sees every message.
+    pub tap: Option<Tap>,
+    /// Defaults do.
+    pub limits: Limits,
+}
+
+/// How the connection is.
+#[derive(Clone, Debug)]
+pub enum Link {
+    /// There is none; the client keeps trying.
+    Down {
+        /// Why the last attempt or connection ended; `None` before the first has.
+        error: Option<Arc<LinkError>>,
+    },
+    /// Connected.
+    Up {
+        /// Which connection since the start, counted from 1.
+        connection: u64,
+    },
+}
+
+/// The running client. Dropped without [`Client::stop`], it cuts the connection, and the broker publishes the last will.
+#[derive(Debug)]
+pub struct Client {
+    handle: Handle,
+    stop: watch::Sender<Option<StopOrder>>,
+    ended: mpsc::Receiver<()>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Speaks to the client from any thread; never waits.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    shared: Arc<Shared>,
+}
+
+/// What the thread and its handles share.
+struct Shared {
+    spool: Arc<dyn Spool>,
+    wake: Notify,
+    status: watch::Sender<Status>,
+    info: watch::Sender<()>,
+    home_assistant: watch::Sender<Option<HomeAssistantConfig>>,
+    link: watch::Sender<Link>,
+    refused: AtomicU64,
+    connections: AtomicU64,
+}
+
+/// What stays over connections, on the thread.
+struct Core {
+    config: MqttConfig,
+    topics: Topics,
+    boot: Boot,
+    options: MqttOptions,
+    sources: Sources,
+    tap: Option<Tap>,
+    limits: Limits,
+    shared: Arc<Shared>,
+    stop: watch::Receiver<Option<StopOrder>>,
+    rng: StdRng,
+    /// The newest event that the tap has seen.
+    tapped: Option<RecordId>,
+    /// As last logged; the same again is not news.
+    last_error: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum StopOrder {
+    /// Send what waits until then, then say goodbye.
+    Drain(Instant),
+    /// Cut the connection.
+    Cut,
+}
+
+impl Client {
+    /// Starts the thread `mqtt`, which connects and keeps connected. Returns at once, whether the broker is there or not.
+    ///
+    /// # Errors
+    /// [`StartError`] for what no waiting cures: certificate files that cannot be read or do not fit.
+    pub fn start(setup: Setup) -> Result<Self, StartError> {
+        let Setup { config, topics, status, spool, sources, tap, limits } = setup;
+        let options = options::options(&config, &topics.client_id(), limits.window, limits.connect)?;
+        let (stop, stop_order) = watch::channel(None);
+        let shared = Arc::new(Shared {
+            spool,
+            wake: Notify::new(),
+            home_assistant: watch::Sender::new(config.home_assistant.clone()),
+            info: watch::Sender::new(()),
+            link: watch::Sender::new(Link::Down { error: None }),
+            refused: AtomicU64::new(0),
+            connections: AtomicU64::new(0),
+            status: watch::Sender::new(status.clone()),
+        });
+        let core = Core {
+            config,
+            topics,
+            boot: status.boot,
+            options,
+            sources,
+            tap,
+            limits,
+            shared: Arc::clone(&shared),
+            stop: stop_order,
+            rng: StdRng::from_os_rng(),
+            tapped: None,
+            last_error: None,
+        };
+        let (end, ended) = mpsc::channel();
+        let thread = std::thread::Builder::new().name("mqtt".into()).spawn(move || {
+            run_thread(core);
+            drop(end);
+        })?;
+        Ok(Self { handle: Handle { shared }, stop, ended, thread: Some(thread) })
+    }
+
+    /// A way to speak to the client from any thread.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Sends what waits for at most `drain`, publishes `offline`, and disconnects. Returns within `drain` and half a
+    /// second, even if the broker hangs; without a connection at once. What was not acknowledged stays in the spool.
+    pub fn stop(mut self, drain: Duration) {
+        self.stop.send_replace(Some(StopOrder::Drain(Instant::now() + drain)));
+        self.wait(drain + GOODBYE + Duration::from_millis(100));
+        let left = self.handle.shared.spool.depth();
+        if left > 0 {
+            tracing::warn!(events = left, "stopped before the broker had acknowledged all events");
+        }
+    }
+
+    fn wait(&mut self, limit: Duration) {
+        let ended = matches!(self.ended.recv_timeout(limit), Err(mpsc::RecvTimeoutError::Disconnected));
+        match self.thread.take() {
+            Some(thread) if ended => drop(thread.join()),
+            _ => tracing::warn!("the MQTT thread did not end in time; leaving it behind"),
+        }
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        if self.thread.is_some() {
+            self.stop.send_replace(Some(StopOrder::Cut));
+            self.wait(Duration::from_millis(500));
+        }
+    }
+}
+
+impl Handle {
+    /// Puts an event in the spool, to be published as soon as may be. Never waits.
+    pub fn offer(&self, event: Event) {
+        self.shared.spool.push(event);
+        self.shared.wake.notify_one();
+    }
+
+    /// Publishes another status, now and on each later connection. The same again is not published again.
+    pub fn set_status(&self, status: Status) {
+        self.shared.status.send_if_modified(|current| {
+            let differs = *current != status;
+            *current = status;
+            differs
+        });
+    }
+
+    /// Publishes info again: something in it has changed.
+    pub fn refresh_info(&self) {
+        self.shared.info.send_replace(());
+    }
+
+    /// Turns discovery on, off (the entities are removed), or over to another prefix.
+    pub fn set_home_assistant(&self, config: Option<HomeAssistantConfig>) {
+        self.shared.home_assistant.send_if_modified(|current| {
+            let differs = *current != config;
+            *current = config;
+            differs
+        });
+    }
+
+    /// How the connection is now.
+    pub fn link(&self) -> Link {
+        self.shared.link.borrow().clone()
+    }
+
+    /// How the connection is, to wait on.
+    pub fn watch_link(&self) -> watch::Receiver<Link> {
+        self.shared.link.subscribe()
+    }
+
+    /// Where events wait.
+    pub fn spool(&self) -> &Arc<dyn Spool> {
+        &self.shared.spool
+    }
+
+    /// The same figures that telemetry reports.
+    pub fn outbox(&self) -> OutboxTelemetry {
+        self.shared.outbox()
+    }
+}
+
+impl Shared {
+    fn outbox(&self) -> OutboxTelemetry {
+        OutboxTelemetry {
+            depth: self.spool.depth() as u64,
+            lost: self.spool.lost(),
+            refused: self.refused.load(Ordering::Relaxed),
+            reconnects: self.connections.load(Ordering::Relaxed).saturating_sub(1),
+        }
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("link", &*self.link.borrow()).finish_non_exhaustive()
+    }
+}
+
+/// Runs the client until it is stopped. A panic (the protocol library reads what a broker sends) ends one runtime; the
+/// next starts after the longest wait.
+fn run_thread(mut core: Core) {
+    loop {
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                tracing::error!(%error, "no runtime for MQTT; trying again");
+                std::thread::sleep(Duration::from_secs(1));
+                if core.stop.borrow().is_some() {
+                    return;
+                }
+                continue;
+            }
+        };
+        let ran = catch_unwind(AssertUnwindSafe(|| runtime.block_on(core.keep_connected())));
+        if ran.is_ok() {
+            // A name that is being resolved can take long and must not hold up the end.
+            runtime.shutdown_background();
+            return;
+        }
+        core.shared.link.send_replace(Link::Down { error: None });
+        tracing::error!("the MQTT client panicked; it starts anew");
+        let longest = core.config.reconnect_backoff.longest;
+        let stopped =
+            runtime.block_on(async { tokio::time::timeout(longest, stop_ordered(&mut core.stop)).await.is_ok() });
+        runtime.shutdown_background();
+        if stopped {
+            return;
+        }
+    }
+}
+
+impl Core {
+    async fn keep_connected(&mut self) {
+        let mut stop = self.stop.clone();
+        let mut rng = StdRng::from_rng(&mut self.rng);
+        let backoff = self.config.reconnect_backoff;
+        reconnect(backoff, &mut rng, &mut stop, async || session::connect(self).await).await;
+    }
+}
+
+/// Connects again and again, with waits between, until a stop is ordered.
+async fn reconnect(
+    backoff: Backoff,
+    rng: &mut dyn RngCore,
+    stop: &mut watch::Receiver<Option<StopOrder>>,
+    mut connect: impl AsyncFnMut() -> End,
+) {
+    let mut waits = Waits::new(backoff);
+    loop {
+        match connect().await {
+            End::Stopped => return,
+            End::Lost { up, .. } => waits.connection_lasted(up),
+        }
+        let wait = waits.next(rng);
+        tracing::debug!(?wait, "waiting before the next attempt to connect");
+        if tokio::time::timeout(wait, stop_ordered(stop)).await.is_ok() {
+            return;
+        }
+    }
+}
+
+/// Waits until a stop is ordered, or nobody is left who could.
+async fn stop_ordered(stop: &mut watch::Receiver<Option<StopOrder>>) {
+    let _ = stop.wait_for(Option::is_some).await;
+}

@@ -1,0 +1,617 @@
+//! One connection: what is sent in which order, and which acknowledgement belongs to what.
+//!
+//! `rumqttc` tells the packet id of a publish only afterwards, as `Outgoing::Publish(id)`, in the order in which
+//! publishes were handed to it; so `handed` is a queue of what was handed over and not yet written, and `unacknowledged`
+//! holds what has its id and waits for PUBACK.
+//!
+//! `EventLoop::poll` must not be dropped half-way (a packet could be lost on its way into the socket), so it is polled
+//! to its end, with everything else selected beside it.
+
+use std::collections::VecDeque;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use rand::Rng;
+use rumqttc::Outgoing;
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::{ConnAck, Packet, PubAck, PubAckReason, Publish, SubAck, SubscribeReasonCode};
+use rumqttc::v5::{AsyncClient, ConnectionError, Event as Polled, EventLoop};
+use serde::Serialize;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::error::{LinkError, LinkErrorKind};
+use super::{Core, GOODBYE, Link, Published, StopOrder, options};
+use crate::config::HomeAssistantConfig;
+use crate::frame::CaptureTime;
+use crate::mqtt::discovery;
+use crate::mqtt::outbox::RecordId;
+use crate::mqtt::payload::{Health, Status};
+use crate::report::{EventPayload, Moment, Sending};
+
+/// Requests beside publishes: subscriptions, DISCONNECT.
+const SPARE_REQUESTS: usize = 16;
+
+/// Bytes of a PUBLISH beside topic and payload, at most: fixed header, length of the topic, packet id, no properties.
+const PUBLISH_OVERHEAD_BYTES: usize = 1 + 4 + 2 + 2 + 1;
+
+/// How a connection ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// A stop was ordered and carried out.
+    Stopped,
+    /// It failed, or was never made.
+    Lost {
+        /// How long it lasted after CONNACK.
+        up: Duration,
+    },
+}
+
+/// A message to be published.
+struct Message {
+    topic: String,
+    payload: Vec<u8>,
+    retained: bool,
+    qos: QoS,
+    kind: Kind,
+}
+
+/// What a message is, for its acknowledgement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Event(RecordId),
+    Goodbye,
+    Other,
+}
+
+/// A publish on its way.
+struct Sent {
+    kind: Kind,
+    qos: QoS,
+    at: Instant,
+}
+
+/// What the connection does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Connecting,
+    Up,
+    /// Stopping: sending what waits, until then.
+    Draining(Instant),
+    /// Stopping: `offline` is on its way, until then.
+    Goodbye(Instant),
+    /// Stopping: DISCONNECT is on its way, until then.
+    Disconnecting(Instant),
+    Lost,
+}
+
+/// What to do after something happened.
+enum Step {
+    Go,
+    Stopped,
+    Failed(LinkErrorKind),
+}
+
+/// What is due at a time.
+#[derive(Clone, Copy)]
+enum Timer {
+    NoConnAck,
+    NoPubAck,
+    NoSignOfLife,
+    Telemetry,
+    Rediscover,
+    Phase,
+}
+
+/// Makes one connection and keeps it until it is lost or a stop is ordered.
+pub(super) async fn connect(core: &mut Core) -> End {
+    let mut options = core.options.clone();
+    options.set_last_will(options::last_will(core.topics.status(), json(&Status::last_will(core.boot))));
+    let (client, mut eventloop) = AsyncClient::new(options, usize::from(core.limits.window) + SPARE_REQUESTS);
+    let mut session = Session::new(core, client);
+    loop {
+        match session.turn(&mut eventloop).await {
+            Step::Go => {}
+            Step::Stopped => return End::Stopped,
+            Step::Failed(_) if session.stopping() => return End::Stopped,
+            Step::Failed(kind) => {
+                session.hear_the_rest(&mut eventloop);
+                return session.lost(kind);
+            }
+        }
+    }
+}
+
+struct Session<'a> {
+    core: &'a mut Core,
+    client: AsyncClient,
+    phase: Phase,
+    started: Instant,
+    up_since: Option<Instant>,
+    last_sign_of_life: Instant,
+    keep_alive: Duration,
+    window: usize,
+    largest_packet: Option<usize>,
+    /// Status, info, discovery, telemetry, the newest of each topic; they go before events.
+    control: VecDeque<Message>,
+    /// The newest event handed over on this connection.
+    cursor: Option<RecordId>,
+    /// Events up to this one were offered while there was no connection.
+    late_until: Option<RecordId>,
+    handed: VecDeque<Sent>,
+    unacknowledged: Vec<(u16, Sent)>,
+    next_telemetry: Instant,
+    rediscover_at: Option<Instant>,
+    stop: watch::Receiver<Option<StopOrder>>,
+    status: watch::Receiver<Status>,
+    info: watch::Receiver<()>,
+    home_assistant: watch::Receiver<Option<HomeAssistantConfig>>,
+    /// Discovery as last published on this connection.
+    discovered: Option<HomeAssistantConfig>,
+}
+
+impl<'a> Session<'a> {
+    fn new(core: &'a mut Core, client: AsyncClient) -> Self {
+        let now = Instant::now();
+        let shared = &core.shared;
+        Self {
+            client,
+            phase: Phase::Connecting,
+            started: now,
+            up_since: None,
+            last_sign_of_life: now,
+            keep_alive: core.options.keep_alive(),
+            window: usize::from(core.limits.window.max(1)),
+            largest_packet: None,
+            control: VecDeque::new(),
+            cursor: None,
+            late_until: None,
+            handed: VecDeque::new(),
+            unacknowledged: Vec::new(),
+            next_telemetry: now,
+            rediscover_at: None,
+            stop: core.stop.clone(),
+            status: shared.status.subscribe(),
+            info: shared.info.subscribe(),
+            home_assistant: shared.home_assistant.subscribe(),
+            discovered: None,
+            core,
+        }
+    }
+
+    /// Polls the protocol once, to its end, and does meanwhile whatever else is due.
+    async fn turn(&mut self, eventloop: &mut EventLoop) -> Step {
+        let shared = Arc::clone(&self.core.shared);
+        let mut poll = pin!(eventloop.poll());
+        loop {
+            let (due, timer) = self.next_timer();
+            let running = matches!(self.phase, Phase::Connecting | Phase::Up);
+            let up = self.phase == Phase::Up;
+            let step = tokio::select! {
+                polled = &mut poll => return self.on_polled(polled),
+                order = stop_order(&mut self.stop), if running => self.on_stop(order),
+                () = shared.wake.notified() => Step::Go,
+                Ok(()) = self.status.changed(), if up => { self.queue_status(); Step::Go }
+                Ok(()) = self.info.changed(), if up => { self.queue_info(); Step::Go }
+                Ok(()) = self.home_assistant.changed(), if up => { self.change_discovery(); Step::Go }
+                () = tokio::time::sleep_until(due) => self.on_timer(timer),
+            };
+            let step = match step {
+                Step::Go => self.fill(),
+                other => other,
+            };
+            if !matches!(step, Step::Go) {
+                return step;
+            }
+        }
+    }
+
+    fn next_timer(&self) -> (Instant, Timer) {
+        let limits = &self.core.limits;
+        let oldest = self.unacknowledged.iter().map(|(_, sent)| sent).chain(&self.handed).map(|sent| sent.at).min();
+        let alive = (self.last_sign_of_life + 2 * self.keep_alive + limits.connect, Timer::NoSignOfLife);
+        match self.phase {
+            Phase::Connecting => (self.started + limits.connect, Timer::NoConnAck),
+            Phase::Draining(until) | Phase::Goodbye(until) | Phase::Disconnecting(until) => (until, Timer::Phase),
+            Phase::Up | Phase::Lost => [
+                Some(alive),
+                oldest.map(|at| (at + limits.acknowledge, Timer::NoPubAck)),
+                Some((self.next_telemetry, Timer::Telemetry)),
+                self.rediscover_at.map(|at| (at, Timer::Rediscover)),
+            ]
+            .into_iter()
+            .flatten()
+            .min_by_key(|(at, _)| *at)
+            .unwrap_or(alive),
+        }
+    }
+
+    fn on_timer(&mut self, timer: Timer) -> Step {
+        match timer {
+            Timer::NoConnAck => return Step::Failed(LinkErrorKind::NoAnswer(self.core.limits.connect)),
+            Timer::NoPubAck => return Step::Failed(LinkErrorKind::Silent("a message was not acknowledged in time")),
+            Timer::NoSignOfLife => return Step::Failed(LinkErrorKind::Silent("no sign of life")),
+            Timer::Telemetry => self.queue_telemetry(),
+            Timer::Rediscover => {
+                self.rediscover_at = None;
+                self.queue_birth();
+            }
+            Timer::Phase => match self.phase {
+                Phase::Draining(_) => self.say_goodbye(),
+                Phase::Goodbye(_) => return self.disconnect(),
+                _ => return Step::Stopped,
+            },
+        }
+        Step::Go
+    }
+
+    fn on_stop(&mut self, order: StopOrder) -> Step {
+        match (order, self.phase) {
+            (StopOrder::Drain(until), Phase::Up) => {
+                self.phase = Phase::Draining(until);
+                Step::Go
+            }
+            _ => Step::Stopped,
+        }
+    }
+
+    fn on_polled(&mut self, polled: Result<Polled, ConnectionError>) -> Step {
+        match polled {
+            Ok(event) => {
+                self.last_sign_of_life = Instant::now();
+                match self.on_event(event) {
+                    Step::Go => self.fill(),
+                    other => other,
+                }
+            }
+            Err(error) => {
+                let client_id = self.core.topics.client_id();
+                let limit = self.core.limits.connect;
+                Step::Failed(LinkErrorKind::from_poll(error, self.up_since.is_none(), limit, &client_id))
+            }
+        }
+    }
+
+    fn on_event(&mut self, event: Polled) -> Step {
+        match event {
+            Polled::Incoming(Packet::ConnAck(connack)) => return self.on_connected(&connack),
+            Polled::Incoming(Packet::PubAck(puback)) => return self.on_acknowledged(&puback),
+            Polled::Incoming(Packet::Publish(publish)) => self.on_message(&publish),
+            Polled::Incoming(Packet::SubAck(suback)) => on_subscribed(&suback),
+            Polled::Outgoing(Outgoing::Publish(packet_id)) => self.on_written(packet_id),
+            Polled::Outgoing(Outgoing::Disconnect) => return Step::Stopped,
+            _ => {}
+        }
+        Step::Go
+    }
+
+    fn on_connected(&mut self, connack: &ConnAck) -> Step {
+        if let Some(properties) = &connack.properties {
+            if properties.max_qos == Some(0) {
+                return Step::Failed(LinkErrorKind::Unfit("it takes QoS 0 only; events need QoS 1"));
+            }
+            if properties.retain_available == Some(0) {
+                return Step::Failed(LinkErrorKind::Unfit("it keeps no retained messages; status and info need them"));
+            }
+            if let Some(maximum) = properties.receive_max {
+                self.window = self.window.min(usize::from(maximum.max(1)));
+            }
+            if let Some(seconds) = properties.server_keep_alive {
+                self.keep_alive = Duration::from_secs(seconds.into());
+            }
+            self.largest_packet = properties.max_packet_size.map(|size| size as usize);
+        }
+        let now = Instant::now();
+        self.phase = Phase::Up;
+        self.up_since = Some(now);
+        self.next_telemetry = now;
+        self.late_until = self.core.shared.spool.newest();
+        let connection = self.core.shared.connections.fetch_add(1, Ordering::Relaxed) + 1;
+        self.core.last_error = None;
+        tracing::info!(broker = %self.core.broker(), connection, "connected to the MQTT broker");
+        self.core.shared.link.send_replace(Link::Up { connection });
+        let own_status = self.core.topics.status();
+        self.subscribe(own_status);
+        self.discovered = self.home_assistant.borrow_and_update().clone();
+        match self.discovered.clone() {
+            Some(home_assistant) => self.subscribe(discovery::status_topic(&home_assistant.prefix)),
+            // Left over from a run with discovery on; see on_message.
+            None => self.subscribe(discovery::config_topic(discovery::DEFAULT_PREFIX, &self.core.topics)),
+        }
+        self.queue_birth();
+        Step::Go
+    }
+
+    fn on_acknowledged(&mut self, puback: &PubAck) -> Step {
+        let Some(index) = self.unacknowledged.iter().position(|(id, _)| *id == puback.pkid) else { return Step::Go };
+        let (_, sent) = self.unacknowledged.remove(index);
+        match (sent.kind, &puback.reason) {
+            (Kind::Goodbye, _) => return self.disconnect(),
+            (Kind::Event(id), PubAckReason::Success | PubAckReason::NoMatchingSubscribers) => {
+                self.core.shared.spool.acknowledge(id);
+            }
+            (
+                Kind::Event(_),
+                reason @ (PubAckReason::UnspecifiedError
+                | PubAckReason::ImplementationSpecificError
+                | PubAckReason::PacketIdentifierInUse
+                | PubAckReason::QuotaExceeded),
+            ) => return Step::Failed(LinkErrorKind::Busy(format!("{reason:?}"))),
+            (Kind::Event(id), reason) => self.refuse(id, &format!("the broker refused it: {reason:?}")),
+            (Kind::Other, PubAckReason::Success | PubAckReason::NoMatchingSubscribers) => {}
+            (Kind::Other, reason) => {
+                tracing::warn!(
+                    ?reason,
+                    "the broker refused a status, info or discovery message; may this user publish there?"
+                );
+            }
+        }
+        Step::Go
+    }
+
+    /// An event that will never arrive, however often it is sent.
+    fn refuse(&mut self, id: RecordId, reason: &str) {
+        let refused = self.core.shared.refused.fetch_add(1, Ordering::Relaxed) + 1;
+        if refused.is_power_of_two() {
+            tracing::error!(refused, "an event is given up: {reason}");
+        }
+        self.core.shared.spool.acknowledge(id);
+    }
+
+    fn on_written(&mut self, packet_id: u16) {
+        let Some(sent) = self.handed.pop_front() else { return };
+        if sent.qos != QoS::AtMostOnce {
+            self.unacknowledged.push((packet_id, sent));
+        }
+    }
+
+    /// Messages to us. What was kept by the broker is older than this connection; what matters of it was published anew.
+    fn on_message(&mut self, message: &Publish) {
+        if self.phase != Phase::Up {
+            return;
+        }
+        let topics = &self.core.topics;
+        if message.topic == topics.status().as_bytes() {
+            let offline = |status: Status| status.status == Health::Offline;
+            // The last will of an earlier connection, published after this one was made.
+            if !message.retain && serde_json::from_slice(&message.payload).is_ok_and(offline) {
+                self.queue_status();
+            }
+            return;
+        }
+        match &self.discovered {
+            Some(home_assistant) => {
+                let topic = discovery::status_topic(&home_assistant.prefix);
+                if !message.retain && message.topic == topic.as_bytes() && *message.payload == *b"online" {
+                    let jitter = self.core.limits.discovery_jitter.mul_f64(self.core.rng.random());
+                    self.rediscover_at = Some(Instant::now() + jitter);
+                }
+            }
+            None => {
+                let topic = discovery::config_topic(discovery::DEFAULT_PREFIX, topics);
+                if message.topic == topic.as_bytes() && !message.payload.is_empty() {
+                    self.queue(topic, Vec::new(), true);
+                }
+            }
+        }
+    }
+
+    /// Hands over as much as the window allows.
+    fn fill(&mut self) -> Step {
+        if matches!(self.phase, Phase::Connecting | Phase::Disconnecting(_) | Phase::Lost) {
+            return Step::Go;
+        }
+        while self.handed.len() + self.unacknowledged.len() < self.window {
+            let message = self.control.pop_front().or_else(|| self.next_event());
+            let Some(message) = message else { break };
+            if let Err(step) = self.hand_over(message) {
+                return step;
+            }
+        }
+        let done = self.control.is_empty() && self.handed.is_empty() && self.unacknowledged.is_empty();
+        if matches!(self.phase, Phase::Draining(_)) && done {
+            self.say_goodbye();
+            return self.fill();
+        }
+        Step::Go
+    }
+
+    fn next_event(&mut self) -> Option<Message> {
+        if !matches!(self.phase, Phase::Up | Phase::Draining(_)) {
+            return None;
+        }
+        loop {
+            let record = self.core.shared.spool.next(self.cursor)?;
+            self.cursor = Some(record.id);
+            let now = CaptureTime::now();
+            let waited = self.late_until.is_some_and(|until| record.id <= until);
+            let historical = waited && record.event.age(now) >= self.core.limits.historical_after;
+            let payload = record.event.payload(self.core.topics.device(), Sending { now, historical });
+            let topic = match payload {
+                EventPayload::Face(_) => self.core.topics.face(),
+                EventPayload::Summary(_) => self.core.topics.summary(),
+            };
+            let message = Message {
+                topic,
+                payload: json(&payload),
+                retained: false,
+                qos: QoS::AtLeastOnce,
+                kind: Kind::Event(record.id),
+            };
+            if self.fits(&message) {
+                return Some(message);
+            }
+            self.refuse(record.id, "it is larger than the broker takes");
+        }
+    }
+
+    fn hand_over(&mut self, message: Message) -> Result<(), Step> {
+        let Message { topic, payload, retained, qos, kind } = message;
+        if let Some(tap) = self.core.tap.as_ref().filter(|_| !self.core.seen_by_tap(kind)) {
+            tap(&Published { topic: &topic, payload: &payload, retained, qos: qos as u8 });
+        }
+        if let Kind::Event(id) = kind {
+            self.core.tapped = self.core.tapped.max(Some(id));
+        }
+        let handed = self.client.try_publish(topic, qos, retained, payload);
+        handed.map_err(|error| Step::Failed(LinkErrorKind::Protocol(error.to_string())))?;
+        self.handed.push_back(Sent { kind, qos, at: Instant::now() });
+        Ok(())
+    }
+
+    fn subscribe(&self, filter: String) {
+        // The queue is empty after CONNACK, and roomy later; a failure would show as missing messages only.
+        if let Err(error) = self.client.try_subscribe(filter, QoS::AtLeastOnce) {
+            tracing::warn!(%error, "could not subscribe");
+        }
+    }
+
+    /// All that consumers need to know us by: on each connection, and when Home Assistant starts.
+    fn queue_birth(&mut self) {
+        self.status.mark_unchanged();
+        self.info.mark_unchanged();
+        self.queue_status();
+        self.queue_info();
+        self.queue_discovery();
+        self.next_telemetry = Instant::now();
+    }
+
+    fn queue_status(&mut self) {
+        let payload = json(&*self.status.borrow_and_update());
+        self.queue(self.core.topics.status(), payload, true);
+    }
+
+    fn queue_info(&mut self) {
+        let payload = json(&(self.core.sources.info)());
+        self.queue(self.core.topics.info(), payload, true);
+    }
+
+    fn queue_discovery(&mut self) {
+        if let Some(home_assistant) = &self.discovered {
+            let topic = discovery::config_topic(&home_assistant.prefix, &self.core.topics);
+            let payload = json(&discovery::config(&self.core.topics, &(self.core.sources.info)()));
+            self.queue(topic, payload, true);
+        }
+    }
+
+    fn change_discovery(&mut self) {
+        let wanted = self.home_assistant.borrow_and_update().clone();
+        if wanted == self.discovered {
+            return;
+        }
+        if let Some(old) = self.discovered.take() {
+            self.queue(discovery::config_topic(&old.prefix, &self.core.topics), Vec::new(), true);
+        }
+        if let Some(new) = &wanted {
+            self.subscribe(discovery::status_topic(&new.prefix));
+        }
+        self.discovered = wanted;
+        self.queue_discovery();
+    }
+
+    fn queue_telemetry(&mut self) {
+        self.next_telemetry = Instant::now() + self.core.config.telemetry_every;
+        let mut telemetry = (self.core.sources.telemetry)();
+        telemetry.outbox = self.core.shared.outbox();
+        let (topic, payload) = (self.core.topics.telemetry(), json(&telemetry));
+        self.queue_message(Message { topic, payload, retained: false, qos: QoS::AtMostOnce, kind: Kind::Other });
+    }
+
+    fn queue(&mut self, topic: String, payload: Vec<u8>, retained: bool) {
+        self.queue_message(Message { topic, payload, retained, qos: QoS::AtLeastOnce, kind: Kind::Other });
+    }
+
+    /// Of each topic only the newest message waits.
+    fn queue_message(&mut self, message: Message) {
+        if !self.fits(&message) {
+            tracing::error!(topic = message.topic, "a message is larger than the broker takes; it is not published");
+            return;
+        }
+        self.control.retain(|queued| queued.topic != message.topic);
+        self.control.push_back(message);
+    }
+
+    fn fits(&self, message: &Message) -> bool {
+        let bytes = PUBLISH_OVERHEAD_BYTES + message.topic.len() + message.payload.len();
+        self.largest_packet.is_none_or(|largest| bytes <= largest)
+    }
+
+    fn say_goodbye(&mut self) {
+        let status = Status::stopped(self.core.boot, Moment(jiff::Timestamp::now()));
+        let (topic, payload) = (self.core.topics.status(), json(&status));
+        self.control.clear();
+        self.queue_message(Message { topic, payload, retained: true, qos: QoS::AtLeastOnce, kind: Kind::Goodbye });
+        self.phase = Phase::Goodbye(Instant::now() + GOODBYE * 3 / 4);
+    }
+
+    fn disconnect(&mut self) -> Step {
+        self.phase = Phase::Disconnecting(Instant::now() + GOODBYE / 4);
+        match self.client.try_disconnect() {
+            Ok(()) => Step::Go,
+            Err(_) => Step::Stopped,
+        }
+    }
+
+    fn stopping(&self) -> bool {
+        matches!(self.phase, Phase::Draining(_) | Phase::Goodbye(_) | Phase::Disconnecting(_))
+    }
+
+    /// Acknowledgements that came in together with the end of the connection spare their events being sent again.
+    fn hear_the_rest(&mut self, eventloop: &mut EventLoop) {
+        self.phase = Phase::Lost;
+        while let Some(event) = eventloop.state.events.pop_front() {
+            if matches!(event, Polled::Incoming(Packet::PubAck(_)) | Polled::Outgoing(Outgoing::Publish(_))) {
+                self.on_event(event);
+            }
+        }
+    }
+
+    fn lost(&mut self, kind: LinkErrorKind) -> End {
+        let error = LinkError { broker: self.core.broker(), kind };
+        let text = error.to_string();
+        if self.core.last_error.as_ref() == Some(&text) {
+            tracing::debug!("{text}");
+        } else {
+            tracing::warn!("{text}; trying again until it is there");
+            self.core.last_error = Some(text);
+        }
+        self.core.shared.link.send_replace(Link::Down { error: Some(Arc::new(error)) });
+        End::Lost { up: self.up_since.map_or(Duration::ZERO, |since| since.elapsed()) }
+    }
+}
+
+impl Core {
+    fn broker(&self) -> String {
+        format!("{}:{}", self.config.host, self.config.port)
+    }
+
+    fn seen_by_tap(&self, kind: Kind) -> bool {
+        matches!(kind, Kind::Event(id) if self.tapped >= Some(id))
+    }
+}
+
+fn on_subscribed(suback: &SubAck) {
+    for code in &suback.return_codes {
+        if !matches!(code, SubscribeReasonCode::Success(_)) {
+            tracing::debug!(?code, "the broker refused a subscription");
+        }
+    }
+}
+
+/// Waits for a stop order; a client that is gone without one wants the connection cut.
+async fn stop_order(stop: &mut watch::Receiver<Option<StopOrder>>) -> StopOrder {
+    match stop.wait_for(Option::is_some).await {
+        Ok(order) => order.unwrap_or(StopOrder::Cut),
+        Err(_) => StopOrder::Cut,
+    }
+}
+
+/// Our payloads are plain structures with string keys, of which `serde_json` can write every one.
+fn json<T: Serialize>(payload: &T) -> Vec<u8> {
+    serde_json::to_vec(payload).unwrap_or_else(|error| {
+        tracing::error!(%error, "a payload could not be written");
+        Vec::new()
+    })
+}

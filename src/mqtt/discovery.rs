@@ -1,0 +1,125 @@
+//! Home Assistant's MQTT discovery: one retained message that describes the device and all its entities.
+//!
+//! Follows the device discovery of Home Assistant's MQTT integration: `dev`, `o`, `cmps`, each component with `p` and
+//! `unique_id`, availability shared. An empty payload on the same topic removes the device.
+
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::payload::Info;
+use super::topics::Topics;
+use crate::expression::Emotion;
+
+/// Where Home Assistant looks unless told otherwise.
+pub const DEFAULT_PREFIX: &str = "homeassistant";
+
+/// Topic on which Home Assistant says `online` when it has started.
+pub fn status_topic(prefix: &str) -> String {
+    format!("{prefix}/status")
+}
+
+/// Topic of the retained discovery message.
+pub fn config_topic(prefix: &str, topics: &Topics) -> String {
+    format!("{prefix}/device/{}/config", device_id(topics))
+}
+
+/// The discovery message.
+pub fn config(topics: &Topics, info: &Info) -> Value {
+    let id = device_id(topics);
+    let entity = |name: &str, platform: &str, more: Value| {
+        let mut component =
+            json!({ "p": platform, "unique_id": format!("{id}_{name}"), "object_id": format!("{id}_{name}") });
+        if let (Some(component), Value::Object(more)) = (component.as_object_mut(), more) {
+            component.extend(more);
+        }
+        component
+    };
+    let telemetry = topics.telemetry();
+    let face = topics.face();
+    json!({
+        "dev": {
+            "ids": [id],
+            "name": topics.device(),
+            "mf": "visaged",
+            "mdl": info.board.as_deref().unwrap_or("visaged"),
+            "sw": info.version,
+            "sa": topics.site(),
+        },
+        "o": { "name": "visaged", "sw": info.version },
+        "availability_topic": topics.status(),
+        "availability_template": "{{ 'offline' if value_json.status == 'offline' else 'online' }}",
+        "qos": 1,
+        "cmps": {
+            "emotion": entity("emotion", "sensor", json!({
+                "name": "Emotion",
+                "icon": "mdi:emoticon-outline",
+                "device_class": "enum",
+                "options": Emotion::ALL.map(Emotion::name),
+                "state_topic": face,
+                "value_template": "{{ value_json.emotion }}",
+            })),
+            "person": entity("person", "event", json!({
+                "name": "Person",
+                "icon": "mdi:account-eye",
+                "event_types": ["enter", "leave"],
+                "state_topic": face,
+                "value_template": "{% if value_json.event in ['enter', 'leave'] and not value_json.historical %}\
+                    {{ {'event_type': value_json.event, 'track': value_json.track, 'emotion': value_json.emotion} | tojson }}\
+                    {% endif %}",
+            })),
+            "people": entity("people", "sensor", json!({
+                "name": "People in view",
+                "icon": "mdi:account-multiple",
+                "state_class": "measurement",
+                "state_topic": telemetry,
+                "value_template": "{{ value_json.people_in_view }}",
+            })),
+            "fps": entity("fps", "sensor", json!({
+                "name": "Frame rate",
+                "icon": "mdi:speedometer",
+                "entity_category": "diagnostic",
+                "state_class": "measurement",
+                "unit_of_measurement": "fps",
+                "suggested_display_precision": 1,
+                "state_topic": telemetry,
+                "value_template": "{{ value_json.capture_fps }}",
+            })),
+            "temperature": entity("temperature", "sensor", json!({
+                "name": "Temperature",
+                "entity_category": "diagnostic",
+                "device_class": "temperature",
+                "state_class": "measurement",
+                "unit_of_measurement": "°C",
+                "state_topic": telemetry,
+                "value_template": "{{ value_json.temperature_celsius }}",
+            })),
+            "status": entity("status", "sensor", json!({
+                "name": "Status",
+                "icon": "mdi:heart-pulse",
+                "entity_category": "diagnostic",
+                "device_class": "enum",
+                "options": ["online", "degraded", "offline"],
+                "state_topic": topics.status(),
+                "value_template": "{{ value_json.status }}",
+                "json_attributes_topic": topics.status(),
+            })),
+        },
+    })
+}
+
+/// Names the device to Home Assistant, which allows letters, digits, `_` and `-` only. Where that changes the name or
+/// joins it ambiguously, part of its hash keeps it apart from others.
+pub fn device_id(topics: &Topics) -> String {
+    let plain = |level: &str| level.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    let raw = format!("visaged_{}_{}", topics.site(), topics.device());
+    if plain(topics.site()) && plain(topics.device()) {
+        return raw;
+    }
+    let hash = Sha256::digest(format!("{}/{}", topics.site(), topics.device()));
+    let mut id: String =
+        raw.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '_' }).collect();
+    for byte in &hash[..4] {
+        id.push_str(&format!("{byte:02x}"));
+    }
+    id
+}

@@ -1,1 +1,0 @@
-//! Observations to events: the fixed JSON contract.
