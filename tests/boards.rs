@@ -1,5 +1,4 @@
-//! The files of `board/`, the examples of `docs/configuration.md` and the cross-compilation file are ones that the
-//! program and its tools can read.
+//! The files of `board/` and the cross-compilation file are ones that the program and its tools can read.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -62,36 +61,5 @@ fn the_cross_file_covers_both_arm_targets() {
     for target in ["aarch64-unknown-linux-gnu", "armv7-unknown-linux-gnueabihf"] {
         let steps = file["target"][target]["pre-build"].as_array().unwrap();
         assert!(steps.iter().any(|s| s.as_str().unwrap().contains("libclang-dev")), "{target}: bindgen needs libclang");
-    }
-}
-
-/// The TOML blocks of docs/configuration.md, in order.
-fn documented() -> Vec<String> {
-    let page = fs::read_to_string(root().join("docs/configuration.md")).unwrap();
-    page.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap().to_string()).collect()
-}
-
-fn load(text: &str) -> Config {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("visaged.toml");
-    fs::write(&file, text).unwrap();
-    Config::load(Some(&file), []).unwrap_or_else(|e| panic!("{text}\n{e}"))
-}
-
-#[test]
-fn the_documented_defaults_are_the_defaults() {
-    let mut config = load(&documented()[0]);
-    assert_eq!(config.device.name, "HOSTNAME");
-    let defaults = Config::load(None, []).unwrap();
-    config.device.name.clone_from(&defaults.device.name);
-    assert_eq!(config, defaults);
-}
-
-#[test]
-fn every_documented_example_is_valid() {
-    let examples = documented();
-    assert!(examples.len() >= 4);
-    for example in &examples {
-        load(example);
     }
 }
