@@ -4,9 +4,16 @@
 //! converter, which checks every length before it reads); conversion happens once, on the thread that needs the picture, so
 //! that a dropped frame costs one copy.
 
+mod convert;
+mod scale;
+
 use std::time::Instant;
 
 use crate::pool::Pooled;
+
+pub(crate) use convert::row_bytes;
+pub use convert::{ConvertError, Converter, MAX_FRAME_PIXELS};
+pub use scale::Scaler;
 
 /// How the bytes of a [`Frame`] are laid out; names are V4L2's four-character codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 pub struct Mailbox<T> {
     slot: Mutex<Slot<T>>,
     filled: Condvar,
+    emptied: Condvar,
     dropped: AtomicU64,
 }
 
@@ -37,6 +38,7 @@ impl<T> Default for Mailbox<T> {
         Self {
             slot: Mutex::new(Slot { value: None, closed: false }),
             filled: Condvar::new(),
+            emptied: Condvar::new(),
             dropped: AtomicU64::new(0),
         }
     }
@@ -63,6 +65,7 @@ impl<T> Mailbox<T> {
         let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             if let Some(value) = slot.value.take() {
+                self.emptied.notify_one();
                 return Taken::Value(value);
             }
             if slot.closed {
@@ -74,6 +77,13 @@ impl<T> Mailbox<T> {
             }
             slot = self.filled.wait_timeout(slot, deadline - now).unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// For a writer that wants nothing dropped: waits at most `timeout` until nothing is inside; says whether it is so.
+    pub fn wait_until_empty(&self, timeout: Duration) -> bool {
+        let slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.emptied.wait_timeout_while(slot, timeout, |slot| slot.value.is_some());
+        waited.unwrap_or_else(PoisonError::into_inner).0.value.is_none()
     }
 
     /// No more values will come; wakes the reader.
@@ -110,6 +120,20 @@ mod tests {
         mailbox.close();
         assert_eq!(mailbox.take(Duration::ZERO), Taken::Value(1));
         assert_eq!(mailbox.take(Duration::from_secs(60)), Taken::Closed);
+    }
+
+    #[test]
+    fn a_patient_writer_waits_until_the_value_was_taken() {
+        let mailbox = std::sync::Arc::new(Mailbox::default());
+        assert!(mailbox.wait_until_empty(Duration::ZERO));
+        mailbox.put(1);
+        assert!(!mailbox.wait_until_empty(Duration::ZERO));
+        let reader = std::thread::spawn({
+            let mailbox = std::sync::Arc::clone(&mailbox);
+            move || mailbox.take(Duration::from_secs(60))
+        });
+        assert!(mailbox.wait_until_empty(Duration::from_secs(60)));
+        assert_eq!(reader.join().unwrap(), Taken::Value(1));
     }
 
     #[test]

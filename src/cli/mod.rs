@@ -9,6 +9,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 pub mod completions;
 pub mod logging;
+pub mod probe;
 
 const EXAMPLES: &str = "Examples:
   visaged demo                            the whole way on the bundled clip, with a live page
@@ -27,6 +28,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// List cameras, what they offer, and what would be taken
+    Probe(probe::ProbeArgs),
     Completions(completions::CompletionsArgs),
 }
 
@@ -88,6 +91,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
+        Command::Probe(args) => probe::run(&args, &mut std::io::stdout().lock()).map_err(Failure::failed),
         Command::Completions(args) => completions::run(&args, &mut Cli::command()),
     };
     match result {

@@ -1,0 +1,81 @@
+//! Scaling of RGB pictures, properly anti-aliased when they shrink.
+//!
+//! Works on the stored (gamma-encoded) values, as the networks were trained. The intermediate picture is kept between
+//! calls; `fast_image_resize` still allocates its coefficient tables (a few KB) in each call.
+
+use fast_image_resize::images::{Image, ImageRef};
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+
+use super::RgbImage;
+
+/// Scales pictures; keep one for each place that scales, so that its scratch memory is used again.
+#[derive(Debug, Default)]
+pub struct Scaler {
+    resizer: Resizer,
+}
+
+impl Scaler {
+    /// A scaler without scratch memory yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Scales the whole of `src` to the size that `dst` has (set it with [`RgbImage::resize`]); the aspect ratio is
+    /// the caller's matter. A triangle filter that widens with the reduction (bilinear when enlarging).
+    ///
+    /// A `dst` without pixels stays so; a `src` without pixels gives black.
+    ///
+    /// # Panics
+    /// Where the invariant of [`RgbImage`], `data.len() == 3 * width_px * height_px`, was broken.
+    pub fn scale(&mut self, src: &RgbImage, dst: &mut RgbImage) {
+        if src.width_px == 0 || src.height_px == 0 {
+            dst.data.fill(0);
+            return;
+        }
+        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear)).use_alpha(false);
+        let from = ImageRef::new(src.width_px, src.height_px, &src.data, PixelType::U8x3);
+        let to = Image::from_slice_u8(dst.width_px, dst.height_px, &mut dst.data, PixelType::U8x3);
+        let (Ok(from), Ok(mut to)) = (from, to) else { panic!("an RgbImage holds 3 * width_px * height_px bytes") };
+        self.resizer.resize(&from, &mut to, &options).expect("both pictures are 8-bit RGB and nothing is cropped");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn picture(width_px: u32, height_px: u32, pixel: impl Fn(u32, u32) -> [u8; 3]) -> RgbImage {
+        let data = (0..height_px).flat_map(|y| (0..width_px).map(move |x| (x, y))).flat_map(|(x, y)| pixel(x, y));
+        RgbImage { width_px, height_px, data: data.collect() }
+    }
+
+    fn scaled(src: &RgbImage, width_px: u32, height_px: u32) -> RgbImage {
+        let mut dst = RgbImage::default();
+        dst.resize(width_px, height_px);
+        Scaler::new().scale(src, &mut dst);
+        dst
+    }
+
+    #[test]
+    fn a_fine_chequerboard_shrinks_to_grey_and_not_to_a_pattern() {
+        let board = picture(64, 64, |x, y| [if (x + y) % 2 == 0 { 255 } else { 0 }; 3]);
+        let small = scaled(&board, 16, 16);
+        for &value in &small.data {
+            assert!((120..=136).contains(&value), "{value}");
+        }
+    }
+
+    #[test]
+    fn channels_and_corners_stay_where_they_are() {
+        let src = picture(40, 30, |x, y| [if x < 20 { 200 } else { 10 }, if y < 15 { 150 } else { 20 }, 77]);
+        let dst = scaled(&src, 17, 90);
+        assert_eq!(dst.data[..3], [200, 150, 77]);
+        assert_eq!(dst.data[3 * (17 * 90 - 1)..], [10, 20, 77]);
+    }
+
+    #[test]
+    fn pictures_without_pixels_are_no_trouble() {
+        assert!(scaled(&picture(4, 4, |_, _| [9; 3]), 0, 7).data.is_empty());
+        assert_eq!(scaled(&RgbImage::default(), 2, 1).data, [0; 6]);
+    }
+}
