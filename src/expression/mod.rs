@@ -1,5 +1,9 @@
 //! From an [`AlignedFace`](crate::face::AlignedFace) to an emotion: de-expression, what was removed, and its smoothing over time. Knows no MQTT.
 
+pub mod composite;
+pub mod derl;
+pub mod smooth;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -85,6 +89,14 @@ pub struct Reading {
     pub neutrality: f32,
     /// The face without its expression: 64x64 luminance, row by row.
     pub neutral: Vec<u8>,
+}
+
+impl Default for Reading {
+    /// Nothing known: all emotions alike, a black neutral face.
+    fn default() -> Self {
+        let neutral = vec![0; NEUTRAL_SIDE_PX * NEUTRAL_SIDE_PX];
+        Self { probabilities: Probabilities([0.125; 8]), neutrality: 0.0, neutral }
+    }
 }
 
 /// One tracked face in one frame, as the daemon speaks of it: smoothed over its track.

@@ -1,5 +1,10 @@
 //! Faces in a picture: found ([`detect`]), followed ([`track`]), brought upright to one size ([`align`]). Knows no expression.
 
+pub mod align;
+mod canvas;
+pub mod detect;
+pub mod track;
+
 /// A point in pixels of the picture; x to the right, y down.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Point {

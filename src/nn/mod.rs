@@ -1,5 +1,7 @@
 //! Networks and the engines that run them. Knows no faces: tensors in, tensors out.
 
+pub mod tract;
+
 /// One input or output of a network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorSpec {

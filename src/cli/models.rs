@@ -1,0 +1,184 @@
+//! `visaged models list|verify`: the bundles inside the binary and in folders.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+
+use super::Failure;
+use crate::expression::Reading;
+use crate::expression::derl::{Derl, DerlModel};
+use crate::face::detect::{DetectOptions, Detector, DetectorModel};
+use crate::frame::RgbImage;
+use crate::models::{Bundle, Task};
+use crate::nn::tract::Engine;
+
+/// Bundles in place of the built-in ones.
+#[derive(Clone, Debug, Default, Args)]
+pub struct BundleArgs {
+    /// Folder of a detector bundle to use in place of the built-in one
+    #[arg(long, value_name = "DIR")]
+    pub detector: Option<PathBuf>,
+    /// Folder of a derl bundle to use in place of the built-in one
+    #[arg(long, value_name = "DIR")]
+    pub derl: Option<PathBuf>,
+}
+
+impl BundleArgs {
+    /// The detector's network.
+    ///
+    /// # Errors
+    /// [`Failure`] with exit 1 where the bundle is refused.
+    pub fn detector_model(&self) -> Result<DetectorModel, Failure> {
+        let bundle = Bundle::load(Task::Detector, self.detector.as_deref()).map_err(Failure::failed)?;
+        DetectorModel::new(bundle, Engine::Fused).map_err(Failure::failed)
+    }
+
+    /// The network for de-expression.
+    ///
+    /// # Errors
+    /// [`Failure`] with exit 1 where the bundle is refused.
+    pub fn derl_model(&self) -> Result<DerlModel, Failure> {
+        let bundle = Bundle::load(Task::Derl, self.derl.as_deref()).map_err(Failure::failed)?;
+        DerlModel::new(bundle, Engine::Fused).map_err(Failure::failed)
+    }
+}
+
+/// Show or verify model bundles.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  visaged models list                     the bundles inside this binary
+  visaged models verify                   verify them: hashes, shapes, a run of each network
+  visaged models verify /srv/derl-0.1.3   verify a bundle before it is configured")]
+pub struct ModelsArgs {
+    #[command(subcommand)]
+    command: ModelsCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum ModelsCommand {
+    /// List bundles with version, licence and measured accuracy
+    List(BundlePaths),
+    /// Verify hashes, versions and shapes, and run each network once
+    Verify(BundlePaths),
+}
+
+#[derive(Debug, Args)]
+struct BundlePaths {
+    /// Folders of bundles; without any, the bundles inside this binary
+    #[arg(value_name = "DIR")]
+    paths: Vec<PathBuf>,
+    /// One JSON line a bundle
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Line<'a> {
+    origin: String,
+    name: Option<&'a str>,
+    task: Option<Task>,
+    version: Option<&'a str>,
+    licence: Option<&'a str>,
+    sha256: Option<&'a str>,
+    bytes: Option<usize>,
+    accuracy: &'a [toml::Table],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verified: Option<bool>,
+    error: Option<String>,
+}
+
+/// Lists or verifies.
+///
+/// # Errors
+/// [`Failure`], exit 1, where a bundle is refused; every bundle is looked at all the same.
+pub fn run(args: &ModelsArgs) -> Result<(), Failure> {
+    let (paths, verify) = match &args.command {
+        ModelsCommand::List(paths) => (paths, false),
+        ModelsCommand::Verify(paths) => (paths, true),
+    };
+    let bundles = if paths.paths.is_empty() {
+        Task::ALL.map(|task| (format!("built-in {task}"), Bundle::built_in(task))).into()
+    } else {
+        paths.paths.iter().map(|path| (path.display().to_string(), Bundle::open(path))).collect::<Vec<_>>()
+    };
+    let mut refused = false;
+    for (origin, bundle) in bundles {
+        let bundle = bundle.map_err(Failure::failed);
+        let tried = match (&bundle, verify) {
+            (Ok(bundle), true) => try_out(bundle),
+            _ => Ok(()),
+        };
+        let error = bundle.as_ref().err().or(tried.as_ref().err());
+        refused |= error.is_some();
+        let line = line(origin, bundle.as_ref().ok(), verify, error);
+        match print(&line, paths.json) {
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            other => other.map_err(Failure::failed)?,
+        }
+    }
+    if refused { Err(Failure::reported()) } else { Ok(()) }
+}
+
+fn line<'a>(origin: String, bundle: Option<&'a Bundle>, verify: bool, error: Option<&Failure>) -> Line<'a> {
+    let manifest = bundle.map(Bundle::manifest);
+    Line {
+        origin,
+        name: manifest.map(|m| m.name.as_str()),
+        task: manifest.map(|m| m.task),
+        version: manifest.map(|m| m.version.as_str()),
+        licence: manifest.map(|m| m.licence.as_str()),
+        sha256: bundle.map(Bundle::model_sha256),
+        bytes: bundle.map(|b| b.model().len()),
+        accuracy: manifest.map_or(&[], |m| &m.accuracy),
+        verified: verify.then_some(error.is_none()),
+        error: error.map(ToString::to_string),
+    }
+}
+
+fn print(line: &Line<'_>, json: bool) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    if json {
+        serde_json::to_writer(&mut stdout, line)?;
+        return writeln!(stdout);
+    }
+    if let Some(error) = &line.error {
+        eprintln!("visaged: {error}");
+        return Ok(());
+    }
+    let text = |value: Option<&str>| value.unwrap_or("-").to_owned();
+    let state = if line.verified == Some(true) { "  verified" } else { "" };
+    writeln!(
+        stdout,
+        "{}: {} {}, {}, {} KiB, sha256 {}{state}",
+        line.origin,
+        text(line.name),
+        text(line.version),
+        text(line.licence),
+        line.bytes.unwrap_or(0) / 1024,
+        text(line.sha256),
+    )?;
+    for entry in line.accuracy {
+        let value = |key: &str| entry.get(key).map(|v| v.to_string().trim_matches('"').to_owned()).unwrap_or_default();
+        writeln!(stdout, "    {} {}: int8 {}, float {}", value("dataset"), value("metric"), value("int8"), value("float"))?;
+    }
+    stdout.flush()
+}
+
+/// Prepares the network and runs it once.
+fn try_out(bundle: &Bundle) -> Result<(), Failure> {
+    let grey = RgbImage { width_px: 128, height_px: 128, data: vec![128; 3 * 128 * 128] };
+    match bundle.manifest().task {
+        Task::Detector => {
+            let model = DetectorModel::new(bundle.clone(), Engine::Fused).map_err(Failure::failed)?;
+            let mut detector = Detector::new(&model, DetectOptions::still(&model));
+            detector.detect(&grey, &mut Vec::new()).map_err(Failure::failed)
+        }
+        Task::Derl => {
+            let model = DerlModel::new(bundle.clone(), Engine::Fused).map_err(Failure::failed)?;
+            let mut derl = Derl::new(&model).map_err(Failure::failed)?;
+            derl.read_crop(&grey, &mut Reading::default()).map_err(Failure::failed)
+        }
+    }
+}

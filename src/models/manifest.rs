@@ -1,0 +1,349 @@
+//! `manifest.toml` of a model bundle: its schema, and the typed views of it that each task needs.
+//!
+//! Invariant: a typed view that exists is consistent (names known, numbers finite and in range), so that the code that
+//! runs the network checks nothing again.
+
+use serde::{Deserialize, Serialize};
+
+use super::BundleFault;
+
+/// The schema that this program reads.
+pub const SCHEMA: i64 = 1;
+
+/// What a bundle is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Task {
+    /// Faces and five landmarks.
+    #[serde(rename = "face-detection")]
+    Detector,
+    /// Neutral face and emotion.
+    #[serde(rename = "expression")]
+    Derl,
+}
+
+impl Task {
+    /// All tasks of this program.
+    pub const ALL: [Self; 2] = [Self::Detector, Self::Derl];
+
+    /// The name of its bundle, as in the configuration and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Detector => "detector",
+            Self::Derl => "derl",
+        }
+    }
+
+    /// Bundles of this version, major and minor, fit this program: same inputs, outputs and meaning.
+    pub fn supported_version(self) -> [u64; 2] {
+        match self {
+            Self::Detector | Self::Derl => [0, 1],
+        }
+    }
+}
+
+impl std::fmt::Display for Task {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// `manifest.toml` as it is written.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// [`SCHEMA`].
+    pub schema: i64,
+    /// The bundle's name.
+    pub name: String,
+    /// `major.minor.patch`; another major has another interface.
+    pub version: String,
+    /// What it is for.
+    pub task: Task,
+    /// SPDX expression.
+    pub licence: String,
+    /// Every file of the bundle but the manifest.
+    pub files: Vec<FileEntry>,
+    /// The network's inputs.
+    pub inputs: Vec<InputEntry>,
+    /// The network's outputs.
+    pub outputs: Vec<OutputEntry>,
+    /// Names of the logits, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
+    /// From residue energy to neutrality.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub neutrality: Option<NeutralityEntry>,
+    /// Logits are divided by it before the softmax.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f32>,
+    /// How to work with a detector's output.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detection: Option<DetectionEntry>,
+    /// How it was quantised; for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantisation: Option<toml::Table>,
+    /// Measured accuracy, float and int8; for people.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub accuracy: Vec<toml::Table>,
+    /// Where weights and data come from; for people.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub provenance: Vec<toml::Table>,
+}
+
+/// `[[files]]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileEntry {
+    /// Relative to the bundle's folder, inside it.
+    pub path: String,
+    /// Lower-case hexadecimal SHA-256.
+    pub sha256: String,
+    /// Size of the file.
+    pub bytes: u64,
+}
+
+/// `[[inputs]]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InputEntry {
+    /// Name in the graph.
+    pub name: String,
+    /// 0 stands for any multiple of 32.
+    pub shape: Vec<usize>,
+    /// Element type at the network's edge.
+    pub dtype: String,
+    /// Order of the dimensions.
+    #[serde(default)]
+    pub layout: String,
+    /// Channels and their order.
+    #[serde(default)]
+    pub colour: String,
+    /// What is done to pixel values first.
+    #[serde(default)]
+    pub normalisation: String,
+    /// Added to the standard deviation by the `per-image` normalisation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eps: Option<f32>,
+}
+
+/// `[[outputs]]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputEntry {
+    /// Name in the graph.
+    pub name: String,
+    /// 0 stands for a dimension that follows from the input.
+    pub shape: Vec<usize>,
+}
+
+/// `[neutrality]`: 1 at or below `floor`, 0 at or above `ceiling`, linear between.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NeutralityEntry {
+    /// Which of the residue energies.
+    pub energy_index: usize,
+    /// Energy of a face from which nothing is removed.
+    pub floor: f32,
+    /// Energy of a face at the height of an expression.
+    pub ceiling: f32,
+}
+
+/// `[detection]`
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DetectionEntry {
+    /// Score from which on a detection is a face.
+    pub threshold: f32,
+    /// Boxes that overlap by more are one face (intersection over union).
+    pub nms_iou: f32,
+}
+
+impl Manifest {
+    /// Parses `manifest.toml` and checks what holds for every task.
+    ///
+    /// # Errors
+    /// [`BundleFault`]: which key is missing or wrong, and why.
+    pub fn parse(text: &str) -> Result<Self, BundleFault> {
+        let table: toml::Table = text.parse().map_err(|e: toml::de::Error| BundleFault::Syntax(one_line(&e)))?;
+        // The schema is looked at first: another one may have any shape.
+        match table.get("schema").and_then(toml::Value::as_integer) {
+            Some(SCHEMA) => {}
+            Some(found) => return Err(BundleFault::Schema { found, supported: SCHEMA }),
+            None => return Err(BundleFault::Syntax("`schema` is missing or not a whole number".into())),
+        }
+        let manifest: Self = table.try_into().map_err(|e: toml::de::Error| BundleFault::Syntax(one_line(&e)))?;
+        manifest.check_version()?;
+        Ok(manifest)
+    }
+
+    fn check_version(&self) -> Result<(), BundleFault> {
+        let parts: Option<Vec<u64>> = self.version.split('.').map(|part| part.parse().ok()).collect();
+        match parts.as_deref() {
+            Some([major, minor, _]) if [*major, *minor] == self.task.supported_version() => Ok(()),
+            Some([_, _, _]) => {
+                let [major, minor] = self.task.supported_version();
+                let supported = format!("{major}.{minor}");
+                Err(BundleFault::Version { task: self.task, found: self.version.clone(), supported })
+            }
+            _ => Err(BundleFault::Value {
+                key: "version".into(),
+                reason: format!("`{}` is not major.minor.patch", self.version),
+            }),
+        }
+    }
+
+    fn expect_task(&self, expected: Task) -> Result<(), BundleFault> {
+        if self.task == expected { Ok(()) } else { Err(BundleFault::Task { expected, found: self.task }) }
+    }
+
+    fn only_input(&self, shape: [usize; 4], colour: &str, normalisation: &str) -> Result<&InputEntry, BundleFault> {
+        let [input] = self.inputs.as_slice() else {
+            return Err(value("inputs", format!("one input is expected, {} are named", self.inputs.len())));
+        };
+        check_shape(&input.name, &input.shape, &shape)?;
+        check_text(&input.name, "dtype", &input.dtype, "f32")?;
+        check_text(&input.name, "layout", &input.layout, "NCHW")?;
+        check_text(&input.name, "colour", &input.colour, colour)?;
+        check_text(&input.name, "normalisation", &input.normalisation, normalisation)?;
+        Ok(input)
+    }
+
+    fn output(&self, name: &str, shape: &[usize]) -> Result<usize, BundleFault> {
+        let index = self
+            .outputs
+            .iter()
+            .position(|o| o.name == name)
+            .ok_or_else(|| value("outputs", format!("`{name}` is missing")))?;
+        check_shape(name, &self.outputs[index].shape, shape)?;
+        Ok(index)
+    }
+}
+
+/// What the detector needs of its manifest.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DetectorManifest {
+    /// The bundle's own working point; both in (0, 1).
+    pub detection: DetectionEntry,
+    /// Places of `cls`, `obj`, `bbox`, `kps` among the outputs, for each stride of [`DetectorManifest::STRIDES`].
+    pub outputs: [[usize; 4]; 3],
+}
+
+impl DetectorManifest {
+    /// Pixels between the cells of each output level.
+    pub const STRIDES: [usize; 3] = [8, 16, 32];
+
+    /// The view, checked.
+    ///
+    /// # Errors
+    /// [`BundleFault`] where the bundle has another task, or its inputs or outputs are not the detector's.
+    pub fn from_manifest(manifest: &Manifest) -> Result<Self, BundleFault> {
+        manifest.expect_task(Task::Detector)?;
+        manifest.only_input([1, 3, 0, 0], "bgr", "none")?;
+        let mut outputs = [[0; 4]; 3];
+        for (stride, places) in Self::STRIDES.iter().zip(&mut outputs) {
+            for ((kind, values), place) in [("cls", 1), ("obj", 1), ("bbox", 4), ("kps", 10)].iter().zip(places) {
+                *place = manifest.output(&format!("{kind}_{stride}"), &[1, 0, *values])?;
+            }
+        }
+        Ok(Self { detection: checked_detection(manifest.detection)?, outputs })
+    }
+}
+
+/// What de-expression needs of its manifest.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DerlManifest {
+    /// Added to the standard deviation when a picture is standardised, in grey levels; above zero.
+    pub eps: f32,
+    /// Place of the neutral face among the outputs.
+    pub neutral: usize,
+    /// Place of the logits.
+    pub logits: usize,
+    /// Place of the residue energies.
+    pub energy: usize,
+    /// The emotion of each logit: eight different names.
+    pub labels: [String; 8],
+    /// From residue energy to neutrality; `floor < ceiling`.
+    pub neutrality: NeutralityEntry,
+    /// Above zero.
+    pub temperature: f32,
+}
+
+impl DerlManifest {
+    /// The view, checked.
+    ///
+    /// # Errors
+    /// [`BundleFault`] where the bundle has another task, or its inputs, outputs, labels or numbers do not fit.
+    pub fn from_manifest(manifest: &Manifest) -> Result<Self, BundleFault> {
+        manifest.expect_task(Task::Derl)?;
+        let input = manifest.only_input([1, 1, 64, 64], "luminance", "per-image")?;
+        let eps = input.eps.filter(|e| e.is_finite() && *e > 0.0);
+        let eps = eps.ok_or_else(|| value("inputs.eps", "must be a number above 0".into()))?;
+        let energy = manifest.output("residue_energy", &[1, 0])?;
+        let energies = manifest.outputs[energy].shape[1];
+        Ok(Self {
+            eps,
+            neutral: manifest.output("neutral", &[1, 1, 64, 64])?,
+            logits: manifest.output("logits", &[1, 8])?,
+            energy,
+            labels: eight_names(&manifest.labels)?,
+            neutrality: checked_neutrality(manifest.neutrality, energies)?,
+            temperature: checked_temperature(manifest.temperature)?,
+        })
+    }
+}
+
+fn eight_names(labels: &[String]) -> Result<[String; 8], BundleFault> {
+    let names: [String; 8] = labels
+        .to_vec()
+        .try_into()
+        .map_err(|_| value("labels", format!("8 names are expected, {} are there", labels.len())))?;
+    match (0..8).find(|&i| names[..i].contains(&names[i])) {
+        Some(twice) => Err(value("labels", format!("`{}` is there twice", names[twice]))),
+        None => Ok(names),
+    }
+}
+
+fn checked_neutrality(entry: Option<NeutralityEntry>, energies: usize) -> Result<NeutralityEntry, BundleFault> {
+    let entry = entry.ok_or_else(|| value("neutrality", "is missing".into()))?;
+    if entry.energy_index >= energies {
+        return Err(value("neutrality.energy_index", format!("is {}, of {energies} energies", entry.energy_index)));
+    }
+    if !(entry.floor.is_finite() && entry.ceiling.is_finite() && entry.floor < entry.ceiling) {
+        return Err(value("neutrality.floor", format!("{} is not below ceiling {}", entry.floor, entry.ceiling)));
+    }
+    Ok(entry)
+}
+
+fn checked_temperature(temperature: Option<f32>) -> Result<f32, BundleFault> {
+    let temperature = temperature.unwrap_or(1.0);
+    if temperature.is_finite() && temperature > 0.0 {
+        return Ok(temperature);
+    }
+    Err(value("temperature", format!("is {temperature}, must be above 0")))
+}
+
+fn checked_detection(entry: Option<DetectionEntry>) -> Result<DetectionEntry, BundleFault> {
+    let entry = entry.unwrap_or(DetectionEntry { threshold: 0.6, nms_iou: 0.3 });
+    let within = |v: f32| v > 0.0 && v < 1.0;
+    if within(entry.threshold) && within(entry.nms_iou) {
+        return Ok(entry);
+    }
+    Err(value("detection", "threshold and nms_iou must lie between 0 and 1".into()))
+}
+
+fn check_shape(name: &str, found: &[usize], expected: &[usize]) -> Result<(), BundleFault> {
+    let fits = found.len() == expected.len() && found.iter().zip(expected).all(|(f, e)| *e == 0 || f == e);
+    if fits {
+        return Ok(());
+    }
+    Err(BundleFault::Shape { tensor: name.into(), expected: expected.to_vec(), found: found.to_vec() })
+}
+
+fn check_text(input: &str, key: &str, found: &str, expected: &str) -> Result<(), BundleFault> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(value(&format!("inputs.{input}.{key}"), format!("is `{found}`, this program feeds `{expected}`")))
+}
+
+fn value(key: &str, reason: String) -> BundleFault {
+    BundleFault::Value { key: key.into(), reason }
+}
+
+fn one_line(error: &toml::de::Error) -> String {
+    error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
+}
