@@ -49,7 +49,7 @@ impl Driver {
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let port = loop {
             let line = lines.next().expect("chromedriver says its port").unwrap();
-            if let Some(rest) = line.split("on port ").nth(1)
+            if let Some(rest) = line.split("successfully on port ").nth(1)
                 && let Ok(port) = rest.trim_end_matches('.').parse()
             {
                 break port;
@@ -85,22 +85,34 @@ impl Driver {
             .expect("Chromium starts")
     }
 
+    /// For what the client has no words: one request, its whole answer.
+    fn ask(&self, method: &str, path: &str, body: &str) -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(self.address)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let (address, length) = (self.address, body.len());
+        let head = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n");
+        write!(stream, "{head}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}")?;
+        // The driver keeps the connection open whatever it is asked.
+        let (mut reader, mut length) = (BufReader::new(stream), 0);
+        loop {
+            let mut line = String::new();
+            if reader.read_line(&mut line)? == 0 || line == "\r\n" {
+                break;
+            }
+            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse().unwrap();
+            }
+        }
+        let mut answer = vec![0; length];
+        reader.read_exact(&mut answer)?;
+        Ok(String::from_utf8(answer).unwrap())
+    }
+
     /// What the page has written to its console at the level of errors since the last look.
     async fn console_errors(&self, browser: &Client) -> Vec<String> {
         let session = browser.session_id().await.unwrap().unwrap();
-        let body = r#"{"type":"browser"}"#;
-        let mut stream = TcpStream::connect(self.address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        write!(
-            stream,
-            "POST /session/{session}/se/log HTTP/1.0\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        )
-        .unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        let json = answer.split_once("\r\n\r\n").unwrap().1;
-        let entries: Value = serde_json::from_str(json).unwrap();
+        let json = self.ask("POST", &format!("/session/{session}/se/log"), r#"{"type":"browser"}"#).unwrap();
+        let entries: Value = serde_json::from_str(&json).unwrap();
         let entries = entries["value"].as_array().unwrap_or_else(|| panic!("no log: {json}")).clone();
         let errors = entries.iter().filter(|entry| entry["level"] == "SEVERE");
         errors.map(|entry| entry["message"].as_str().unwrap_or_default().to_owned()).collect()
@@ -109,6 +121,8 @@ impl Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
+        // Takes a browser with it that a failed test has left.
+        let _ = self.ask("GET", "/shutdown", "");
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
@@ -453,4 +467,118 @@ fn a_page_in_the_background_is_not_a_viewer() {
         browser.execute(show, vec![]).await.unwrap();
         wait_until(browser, "boxes again", "document.getElementById('overlay').dataset.boxes === '2'").await;
     });
+}
+
+// ---- on request ----
+
+/// The demo, as a newcomer starts it.
+struct Demo {
+    process: Child,
+    address: String,
+}
+
+impl Demo {
+    fn start() -> Self {
+        let mut process = Command::new(env!("CARGO_BIN_EXE_visaged"))
+            .args(["demo", "--seconds", "180"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
+        let address = loop {
+            let line = lines.next().expect("the demo says where its page is").unwrap();
+            if let Some(start) = line.find("http://") {
+                break line[start..].split_whitespace().next().unwrap().to_owned();
+            }
+        };
+        std::thread::spawn(move || lines.for_each(drop));
+        Self { process, address }
+    }
+}
+
+impl Drop for Demo {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// `cargo test --release --test live_page screenshots -- --ignored` writes `docs/pictures/live-page.jpg` and `live-page-phone.jpg`.
+#[test]
+#[ignore = "writes the pictures of the documentation from the running demo"]
+fn screenshots() {
+    let demo = Demo::start();
+    let desk = Look { width_px: 1366, height_px: 940, ..DESK };
+    let phone = Look { height_px: 1100, ..PHONE };
+    for (look, samples, name) in [(desk, 200, "live-page"), (phone, 60, "live-page-phone")] {
+        with_browser(look, async |driver, browser| {
+            browser.goto(&demo.address).await.unwrap();
+            let seen = async {
+                let filled = format!("return samples.length > {samples} && shown !== null && faces.length > 0;");
+                while browser.execute(&filled, vec![]).await.unwrap() != json!(true) {
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+            };
+            tokio::time::timeout(3 * PATIENCE, seen).await.expect("a face and a minute's plot");
+            let png = browser.screenshot().await.unwrap();
+            assert_eq!(driver.console_errors(browser).await, Vec::<String>::new());
+            let path = format!("{}/docs/pictures/{name}.jpg", env!("CARGO_MANIFEST_DIR"));
+            let mut jpeg = Vec::new();
+            let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut jpeg, 88);
+            image::load_from_memory(&png).unwrap().to_rgb8().write_with_encoder(encoder).unwrap();
+            assert!(jpeg.len() < 300_000, "{} bytes are too many for a README", jpeg.len());
+            std::fs::write(path, jpeg).unwrap();
+        });
+    }
+}
+
+/// `cargo test --release --test live_page cost -- --ignored --nocapture` prints what viewers cost.
+#[test]
+#[ignore = "measures; says nothing about right and wrong"]
+fn cost() {
+    const FRAMES: u64 = 450;
+    let hub = Hub::new();
+    let page = Page { device: "lab/mirror".into(), mirrored: true };
+    let server = Server::start("web", any_port(), router(hub.clone(), &page)).unwrap();
+    for viewers in [0, 1, 4] {
+        let mut streams = Vec::new();
+        for path in ["/stream.mjpg", "/events"].repeat(viewers) {
+            let mut stream = TcpStream::connect(server.address()).unwrap();
+            write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").unwrap();
+            let mut reader = stream.try_clone().unwrap();
+            std::thread::spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
+            streams.push(stream);
+        }
+        let pool = Pool::<RgbImage>::new(4);
+        let (began, web_before, mut showing) = (std::time::Instant::now(), web_thread_ms(), Duration::ZERO);
+        for seq in 0..FRAMES {
+            let observation = observe(seq, seq as f32 / 30.0);
+            let mut picture = pool.take();
+            paint(&mut picture, &observation);
+            let before = std::time::Instant::now();
+            hub.show(picture, &observation);
+            showing += before.elapsed();
+            std::thread::sleep(
+                (began + Duration::from_millis(seq * 1000 / 30)).duration_since(std::time::Instant::now()),
+            );
+        }
+        println!(
+            "{viewers} viewers, 640x480, 30 frames/s in: web thread {:.2} % of a core, show {:.1} us a frame",
+            (web_thread_ms() - web_before) / began.elapsed().as_secs_f64() / 10.0,
+            showing.as_secs_f64() * 1e6 / FRAMES as f64,
+        );
+        for stream in streams {
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+        }
+    }
+}
+
+/// CPU time of the thread `web` so far, to the nanosecond of the scheduler's account.
+fn web_thread_ms() -> f64 {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let of_web =
+        tasks.filter(|task| std::fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name == "web\n"));
+    let ns = of_web.map(|task| std::fs::read_to_string(task.path().join("schedstat")).unwrap());
+    ns.map(|line| line.split(' ').next().unwrap().parse::<f64>().unwrap() / 1e6).sum()
 }

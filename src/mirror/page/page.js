@@ -9,7 +9,7 @@ const SILENCE_MS = 5_000; // the daemon says something every second
 const RETRY_MS = 1_500;
 const MESSAGES_SHOWN = 80;
 const LEADING_KEYS = ["event", "state", "status", "reason", "track", "emotion", "neutrality", "quality", "latency_ms", "fps"];
-const HIDDEN_KEYS = ["schema", "device", "boot"];
+const HIDDEN_KEYS = ["schema", "device", "boot", "time"];
 
 const root = document.documentElement;
 const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
