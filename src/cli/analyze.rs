@@ -125,7 +125,8 @@ fn progress(files: u64) -> ProgressBar {
     // Drawn only on a terminal, and not over lines that go to the same one.
     let target = if io::stdout().is_terminal() { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
     let style = ProgressStyle::with_template("{bar:32} {pos}/{len} files  {elapsed} (about {eta} left)");
-    ProgressBar::with_draw_target(Some(files), target).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+    ProgressBar::with_draw_target(Some(files), target)
+        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
 /// Every file to look at, in order; and whether anything was wrong with a path.
@@ -139,7 +140,11 @@ fn list(paths: &[PathBuf]) -> (Vec<PathBuf>, bool) {
             complain(&format!("{}: {error}", place.display()));
             failed = true;
         } else if files.len() == before {
-            complain(&format!("{}: no pictures in this folder ({} are looked for)", path.display(), EXTENSIONS.join(", ")));
+            complain(&format!(
+                "{}: no pictures in this folder ({} are looked for)",
+                path.display(),
+                EXTENSIONS.join(", ")
+            ));
             failed = true;
         }
     }
@@ -367,9 +372,9 @@ fn human(path: &Path, frame: u64, faces: &[Found]) -> String {
         return format!("{place}: no face\n");
     }
     let face = |found: &Found| {
-        let rect = found.face.map(|f| {
-            format!("face at {:.0},{:.0}, {:.0}x{:.0} px: ", f.rect.x, f.rect.y, f.rect.width, f.rect.height)
-        });
+        let rect = found
+            .face
+            .map(|f| format!("face at {:.0},{:.0}, {:.0}x{:.0} px: ", f.rect.x, f.rect.y, f.rect.width, f.rect.height));
         let percent = 100.0 * found.probabilities.0[found.emotion as usize];
         let (rect, name, neutrality) = (rect.unwrap_or_default(), found.emotion.name(), found.neutrality);
         format!("{place}: {rect}{name} ({percent:.0} %), neutrality {neutrality:.2}\n")

@@ -7,9 +7,12 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+pub mod analyze;
 pub mod completions;
 pub mod logging;
+pub mod models;
 pub mod probe;
+pub mod synth;
 
 const EXAMPLES: &str = "Examples:
   visaged demo                            the whole way on the bundled clip, with a live page
@@ -28,6 +31,9 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Analyze(analyze::AnalyzeArgs),
+    Synth(synth::SynthArgs),
+    Models(models::ModelsArgs),
     /// List cameras, what they offer, and what would be taken
     Probe(probe::ProbeArgs),
     Completions(completions::CompletionsArgs),
@@ -91,6 +97,9 @@ fn chain(error: &dyn std::error::Error) -> String {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
+        Command::Analyze(args) => analyze::run(&args),
+        Command::Synth(args) => synth::run(&args),
+        Command::Models(args) => models::run(&args),
         Command::Probe(args) => probe::run(&args, &mut std::io::stdout().lock()).map_err(Failure::failed),
         Command::Completions(args) => completions::run(&args, &mut Cli::command()),
     };

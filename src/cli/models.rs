@@ -161,7 +161,14 @@ fn print(line: &Line<'_>, json: bool) -> io::Result<()> {
     )?;
     for entry in line.accuracy {
         let value = |key: &str| entry.get(key).map(|v| v.to_string().trim_matches('"').to_owned()).unwrap_or_default();
-        writeln!(stdout, "    {} {}: int8 {}, float {}", value("dataset"), value("metric"), value("int8"), value("float"))?;
+        writeln!(
+            stdout,
+            "    {} {}: int8 {}, float {}",
+            value("dataset"),
+            value("metric"),
+            value("int8"),
+            value("float")
+        )?;
     }
     stdout.flush()
 }
