@@ -77,6 +77,8 @@ pub struct Percentiles {
 /// What happened since the last [`Telemetry::interval`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Interval {
+    /// Frames captured, per second.
+    pub capture_fps: f64,
     /// Frames read to the end, per second.
     pub fps: f64,
     /// Percentiles of every stage that ran.
@@ -103,7 +105,15 @@ pub struct Telemetry {
     /// Times the camera was lost.
     pub camera_losses: AtomicU64,
     stages: [StageTimes; Stage::ALL.len()],
-    last_interval: Mutex<(Instant, u64)>,
+    last_interval: Mutex<Mark>,
+}
+
+/// Where an interval began.
+#[derive(Clone, Copy, Debug)]
+struct Mark {
+    at: Instant,
+    captured: u64,
+    read: u64,
 }
 
 #[derive(Debug)]
@@ -137,7 +147,7 @@ impl Telemetry {
             stage_restarts: AtomicU64::new(0),
             camera_losses: AtomicU64::new(0),
             stages: Default::default(),
-            last_interval: Mutex::new((now, 0)),
+            last_interval: Mutex::new(Mark { at: now, captured: 0, read: 0 }),
         }
     }
 
@@ -165,13 +175,17 @@ impl Telemetry {
 
     /// What happened since the last call; begins the next interval.
     pub fn interval(&self, now: Instant) -> Interval {
-        let read = self.frames_read.load(Ordering::Relaxed);
-        let (since, before) = {
-            let mut last = self.last_interval.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::replace(&mut *last, (now, read))
+        let mark = Mark {
+            at: now,
+            captured: self.frames_captured.load(Ordering::Relaxed),
+            read: self.frames_read.load(Ordering::Relaxed),
         };
-        let seconds = now.saturating_duration_since(since).as_secs_f64();
-        let fps = if seconds > 0.0 { (read - before) as f64 / seconds } else { 0.0 };
+        let last = {
+            let mut last = self.last_interval.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *last, mark)
+        };
+        let seconds = now.saturating_duration_since(last.at).as_secs_f64();
+        let rate = |frames: u64| if seconds > 0.0 { frames as f64 / seconds } else { 0.0 };
         let stages = Stage::ALL
             .into_iter()
             .filter_map(|stage| {
@@ -181,7 +195,8 @@ impl Telemetry {
                 Some((stage, percentiles))
             })
             .collect();
-        Interval { fps, stages }
+        let (captured, read) = (mark.captured.saturating_sub(last.captured), mark.read.saturating_sub(last.read));
+        Interval { capture_fps: rate(captured), fps: rate(read), stages }
     }
 
     /// Percentiles of `stage` since the start; `None` where it never ran.
@@ -270,7 +285,7 @@ mod tests {
         assert_eq!(first.stages.len(), 1);
         assert!((first.stages[0].1.p50_ms - 4.0).abs() < 0.01);
         let second = telemetry.interval(start + Duration::from_secs(4));
-        assert_eq!(second, Interval { fps: 0.0, stages: vec![] });
+        assert_eq!(second, Interval { capture_fps: 0.0, fps: 0.0, stages: vec![] });
         assert!(telemetry.percentiles(Stage::Detect).is_some(), "the total goes on");
     }
 

@@ -8,11 +8,18 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 pub mod analyze;
+pub mod bench;
+pub mod check;
 pub mod completions;
+#[cfg(feature = "demo")]
+pub mod demo;
 pub mod logging;
 pub mod models;
 pub mod probe;
+pub mod run;
 pub mod synth;
+
+mod drive;
 
 const EXAMPLES: &str = "Examples:
   visaged demo                            the whole way on the bundled clip, with a live page
@@ -31,11 +38,16 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Run(run::RunArgs),
+    #[cfg(feature = "demo")]
+    Demo(demo::DemoArgs),
     Analyze(analyze::AnalyzeArgs),
     Synth(synth::SynthArgs),
-    Models(models::ModelsArgs),
     /// List cameras, what they offer, and what would be taken
     Probe(probe::ProbeArgs),
+    Check(check::CheckArgs),
+    Models(models::ModelsArgs),
+    Bench(bench::BenchArgs),
     Completions(completions::CompletionsArgs),
 }
 
@@ -97,9 +109,14 @@ fn chain(error: &dyn std::error::Error) -> String {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
+        Command::Run(args) => run::run(&args),
+        #[cfg(feature = "demo")]
+        Command::Demo(args) => demo::run(&args),
         Command::Analyze(args) => analyze::run(&args),
         Command::Synth(args) => synth::run(&args),
+        Command::Check(args) => check::run(&args),
         Command::Models(args) => models::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Probe(args) => probe::run(&args, &mut std::io::stdout().lock()).map_err(Failure::failed),
         Command::Completions(args) => completions::run(&args, &mut Cli::command()),
     };

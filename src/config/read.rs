@@ -179,15 +179,11 @@ fn read_device(mut s: Section<'_>) -> DeviceConfig {
     let host = gethostname::gethostname().to_string_lossy().into_owned();
     let host = if topic_level(&host).is_ok() { host } else { "visaged".into() };
     let device = DeviceConfig {
-        site: s.get("site", DeviceConfig::default().site, topic_level_owned),
-        name: s.get("name", host, topic_level_owned),
+        site: s.get("site", DeviceConfig::default().site, |t: &String| topic_level(t)),
+        name: s.get("name", host, |t: &String| topic_level(t)),
     };
     s.finish();
     device
-}
-
-fn topic_level_owned(text: &String) -> Result<(), String> {
-    topic_level(text)
 }
 
 /// One level of an MQTT topic name (MQTT 5.0, 4.7), short enough for a client identifier.
@@ -350,7 +346,7 @@ fn read_tls(mut s: Section<'_>) -> TlsConfig {
 
 fn read_home_assistant(mut s: Section<'_>) -> Option<HomeAssistantConfig> {
     let enabled = s.get("enabled", true, any);
-    let prefix = s.get("prefix", "homeassistant".to_string(), topic_level_owned);
+    let prefix = s.get("prefix", "homeassistant".to_string(), |t: &String| topic_level(t));
     s.finish();
     enabled.then_some(HomeAssistantConfig { prefix })
 }
@@ -632,6 +628,12 @@ mod tests {
     #[test]
     fn an_empty_file_is_the_default_under_the_hosts_name() {
         let config = parse("").unwrap();
+        assert_eq!(config, Config { device: config.device.clone(), ..Config::default() });
+    }
+
+    #[test]
+    fn the_documented_file_holds_every_default() {
+        let config = parse(include_str!("../../docs/visaged.toml")).unwrap();
         assert_eq!(config, Config { device: config.device.clone(), ..Config::default() });
     }
 

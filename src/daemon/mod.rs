@@ -1,4 +1,466 @@
-//! Threads, queues, supervision.
+//! Threads, queues, supervision: the one place that knows every stage.
+//!
+//! ```text
+//! capture ─► mailbox of one, the newest wins ─► faces ─► queue of one, waits ─► expression ─► spool ─► mqtt
+//!                                                                                  └─► hub ─► web
+//! ```
+//!
+//! Invariants: frames are dropped in the mailbox and nowhere else, and counted there; a stage that panics begins anew
+//! and the status says `degraded`; [`Daemon::stop`] returns within two seconds with `offline` published and the camera
+//! released.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+
+pub mod health;
 pub mod stage;
 pub mod system;
+
+mod faces;
+mod figures;
+mod reading;
+
+pub use health::Condition;
+
+use crate::capture::{self, CaptureError, PumpEnd, PumpSettings, Source, SystemEnvironment};
+use crate::config::{Config, ExpressionConfig, FacesConfig, ModelsConfig, ReportConfig};
+use crate::expression::derl::{DerlModel, ReadError};
+use crate::face::detect::{DetectorError, DetectorModel};
+use crate::frame::{CaptureTime, Frame};
+use crate::mailbox::Mailbox;
+use crate::mirror::web::{self, Page, Server, WebError};
+use crate::mirror::{Hub, Status as HubStatus};
+use crate::models::{Bundle, BundleError, Task};
+use crate::mqtt::{self, Client, MemorySpool, Status, Tap, Topics};
+use crate::nn::tract::Engine;
+use crate::pool::Pool;
+use crate::report::{Boot, Event, Moment, Reporter};
+use crate::telemetry::Telemetry;
+
+use self::faces::Faces;
+use self::figures::Figures;
+use self::health::{CameraHealth, CaptureReport};
+use self::reading::{Expression, Offer};
+use self::stage::{End, Supervision};
+
+/// Frames under way at once: one at the driver's side, one in the mailbox, one being converted.
+const FRAMES: usize = 4;
+/// Events still unsent when the daemon is told to stop get this long.
+const DRAIN: Duration = Duration::from_millis(1000);
+
+/// Makes the source of frames, at the start and after each loss.
+pub type OpenSource = Box<dyn FnMut() -> Result<Box<dyn Source>, CaptureError> + Send>;
+
+/// The networks of one daemon, verified and read once.
+#[derive(Clone, Debug)]
+pub struct Models {
+    /// Finds faces.
+    pub detector: DetectorModel,
+    /// Reads them.
+    pub derl: DerlModel,
+}
+
+impl Models {
+    /// Reads the configured bundles, or the built-in ones.
+    ///
+    /// # Errors
+    /// [`StartError`] naming the bundle and what is wrong with it.
+    pub fn load(config: &ModelsConfig) -> Result<Self, StartError> {
+        let detector = Bundle::load(Task::Detector, config.detector.as_deref())?;
+        let derl = Bundle::load(Task::Derl, config.derl.as_deref())?;
+        Ok(Self {
+            detector: DetectorModel::new(detector, Engine::default())?,
+            derl: DerlModel::new(derl, Engine::default())?,
+        })
+    }
+}
+
+/// Why the daemon did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A model bundle was refused.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// The detector could not be prepared.
+    #[error(transparent)]
+    Detector(#[from] DetectorError),
+    /// The expression network could not be prepared.
+    #[error(transparent)]
+    Derl(#[from] ReadError),
+    /// The MQTT client could not start.
+    #[error(transparent)]
+    Mqtt(#[from] mqtt::StartError),
+    /// Site or device make no topic.
+    #[error(transparent)]
+    Topic(#[from] mqtt::TopicError),
+    /// A page cannot be served.
+    #[error(transparent)]
+    Web(#[from] WebError),
+    /// The system gives no thread.
+    #[error("thread {0} could not be started: {1}: is the limit of tasks reached?")]
+    Thread(&'static str, #[source] std::io::Error),
+}
+
+/// Why a running daemon cannot go on.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Fatal(String);
+
+/// The settings that a running daemon takes over on SIGHUP.
+#[derive(Clone, Debug, PartialEq)]
+struct Settings {
+    faces: FacesConfig,
+    expression: ExpressionConfig,
+    report: ReportConfig,
+}
+
+impl Settings {
+    fn of(config: &Config) -> Self {
+        Self { faces: config.faces.clone(), expression: config.expression.clone(), report: config.report.clone() }
+    }
+}
+
+/// What the stages share.
+#[derive(Debug)]
+struct Context {
+    supervision: Arc<Supervision>,
+    telemetry: Arc<Telemetry>,
+    settings: ArcSwap<Settings>,
+    models: Models,
+    hub: Option<Hub>,
+}
+
+/// What a caller may change of a daemon besides its configuration.
+#[derive(Default)]
+pub struct Parts {
+    /// In place of `camera.source`.
+    pub open_source: Option<OpenSource>,
+    /// Sees every MQTT message.
+    pub tap: Option<Tap>,
+}
+
+/// A running daemon.
+pub struct Daemon {
+    context: Arc<Context>,
+    camera: Arc<CameraHealth>,
+    boot: Boot,
+    config: Config,
+    threads: Vec<JoinHandle<()>>,
+    client: Option<Client>,
+    page: Option<Server>,
+    metrics: Option<Server>,
+    condition: Condition,
+    described: Option<String>,
+}
+
+impl Daemon {
+    /// Verifies the models, starts every thread, and returns; the camera and the broker may come later.
+    ///
+    /// # Errors
+    /// [`StartError`] for what no waiting cures.
+    pub fn start(config: Config, parts: Parts) -> Result<Self, StartError> {
+        let models = Models::load(&config.models)?;
+        let topics = Topics::new(&config.device)?;
+        let boot = Boot::random();
+        let hub = config.web.as_ref().map(|_| Hub::new());
+        let context = Arc::new(Context {
+            supervision: Arc::new(Supervision::default()),
+            telemetry: Arc::new(Telemetry::new(Instant::now())),
+            settings: ArcSwap::from_pointee(Settings::of(&config)),
+            models,
+            hub,
+        });
+        let camera = Arc::new(CameraHealth::default());
+        let condition = health::condition(&camera, &context.supervision, Instant::now());
+        let page = start_page(&config, &context)?;
+        let metrics = start_metrics(&config, &context)?;
+        let client = start_client(&config, topics, boot, &condition, &context, &camera, parts.tap)?;
+        let mut daemon = Self {
+            context,
+            camera,
+            boot,
+            threads: Vec::new(),
+            client,
+            page,
+            metrics,
+            condition,
+            described: None,
+            config,
+        };
+        daemon.start_stages(parts.open_source)?;
+        Ok(daemon)
+    }
+
+    fn start_stages(&mut self, open_source: Option<OpenSource>) -> Result<(), StartError> {
+        let frames = Arc::new(Mailbox::default());
+        let (to_expression, batches) = crossbeam_channel::bounded(1);
+        let reporter = Reporter::new(self.config.report.clone(), self.boot, CaptureTime::now());
+        let mut expression = Expression::new(Arc::clone(&self.context), batches, reporter, self.offer());
+        self.spawn("expression", move |beat| expression.run(beat))?;
+        let mut faces = Faces::new(Arc::clone(&self.context), Arc::clone(&frames), to_expression);
+        self.spawn("faces", move |beat| faces.run(beat))?;
+        let mut capture = Capture {
+            context: Arc::clone(&self.context),
+            camera: Arc::clone(&self.camera),
+            open: open_source.unwrap_or_else(|| {
+                let source = self.config.camera.source.clone();
+                Box::new(move || capture::open(&source))
+            }),
+            settings: PumpSettings {
+                stall_timeout: self.config.camera.stall_timeout,
+                backoff: self.config.camera.reopen_backoff,
+            },
+            frames,
+            pool: Pool::new(FRAMES),
+        };
+        self.spawn("capture", move |beat| capture.run(beat))
+    }
+
+    fn spawn(
+        &mut self,
+        name: &'static str,
+        work: impl FnMut(&stage::Heartbeat) -> End + Send + 'static,
+    ) -> Result<(), StartError> {
+        let thread =
+            stage::spawn(name, &self.context.supervision, work).map_err(|error| StartError::Thread(name, error))?;
+        self.threads.push(thread);
+        Ok(())
+    }
+
+    /// Where events go: the client's spool, or nowhere where MQTT is off.
+    fn offer(&self) -> Offer {
+        match &self.client {
+            Some(client) => {
+                let handle = client.handle();
+                Box::new(move |event: Event| handle.offer(event))
+            }
+            None => Box::new(|event: Event| tracing::trace!(seq = event.seq, "event not published: MQTT is off")),
+        }
+    }
+
+    /// Where the live page is served.
+    pub fn page_address(&self) -> Option<std::net::SocketAddr> {
+        self.page.as_ref().map(Server::address)
+    }
+
+    /// Looks after the daemon; call it a few times a second. Publishes a changed condition.
+    ///
+    /// # Errors
+    /// [`Fatal`] where the daemon must be stopped and the process should fail.
+    pub fn look_after(&mut self) -> Result<Progress, Fatal> {
+        let now = Instant::now();
+        let supervision = &self.context.supervision;
+        self.context.telemetry.stage_restarts.store(supervision.restarts(), Ordering::Relaxed);
+        if let Some(reason) = supervision.fatal() {
+            return Err(Fatal(reason));
+        }
+        let condition = health::condition(&self.camera, supervision, now);
+        let description = self.camera.description();
+        if description.is_some() && description != self.described {
+            self.described = description;
+            self.client.iter().for_each(|client| client.handle().refresh_info());
+        }
+        let hung = supervision.hung(now, health::HANG).is_some();
+        if condition != self.condition {
+            self.announce(condition);
+        }
+        if self.threads.iter().all(JoinHandle::is_finished) {
+            return Ok(Progress::Finished);
+        }
+        Ok(if hung { Progress::Hung } else { Progress::Alive })
+    }
+
+    fn announce(&mut self, condition: Condition) {
+        tracing::info!(?condition, "condition changed");
+        if let Some(client) = &self.client {
+            client.handle().set_status(status(self.boot, &condition));
+        }
+        if let Some(hub) = &self.context.hub {
+            hub.status(hub_status(&condition));
+        }
+        self.condition = condition;
+    }
+
+    /// How the daemon is.
+    pub fn condition(&self) -> &Condition {
+        &self.condition
+    }
+
+    /// Counters and latencies.
+    pub fn telemetry(&self) -> &Arc<Telemetry> {
+        &self.context.telemetry
+    }
+
+    /// Takes over what can be changed while running; gives the keys that wait for a restart.
+    pub fn reload(&mut self, config: Config) -> Vec<&'static str> {
+        self.context.settings.store(Arc::new(Settings::of(&config)));
+        let old = &self.config;
+        let mut waiting = Vec::new();
+        let mut compare = |key, differs: bool| {
+            if differs {
+                waiting.push(key);
+            }
+        };
+        compare("device", old.device != config.device);
+        compare("camera", old.camera != config.camera);
+        compare("mqtt", without_home_assistant(old) != without_home_assistant(&config));
+        compare("web", old.web != config.web);
+        compare("metrics", old.metrics != config.metrics);
+        compare("models", old.models != config.models);
+        if let (Some(client), Some(mqtt)) = (&self.client, &config.mqtt) {
+            client.handle().set_home_assistant(mqtt.home_assistant.clone());
+        }
+        self.config.faces = config.faces;
+        self.config.expression = config.expression;
+        self.config.report = config.report;
+        self.config.log = config.log;
+        waiting
+    }
+
+    /// Ends every thread: the camera is released, the last events are sent, `offline` is published.
+    pub fn stop(mut self) {
+        self.context.supervision.stop();
+        self.join_stages();
+        if let Some(client) = self.client.take() {
+            client.stop(DRAIN);
+        }
+        self.page.take().into_iter().chain(self.metrics.take()).for_each(Server::stop);
+    }
+
+    /// A stage that hangs is left behind: the process ends anyway.
+    fn join_stages(&mut self) {
+        let deadline = Instant::now() + Duration::from_millis(500);
+        for thread in self.threads.drain(..) {
+            while !thread.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            match thread.is_finished() {
+                true => drop(thread.join()),
+                false => tracing::warn!(stage = ?thread.thread().name(), "did not end in time; leaving it behind"),
+            }
+        }
+    }
+}
+
+/// What [`Daemon::look_after`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Every stage makes progress: the watchdog may be fed.
+    Alive,
+    /// A stage hangs: the watchdog must not be fed.
+    Hung,
+    /// The source has ended and everything is read.
+    Finished,
+}
+
+/// The stage `capture`.
+struct Capture {
+    context: Arc<Context>,
+    camera: Arc<CameraHealth>,
+    open: OpenSource,
+    settings: PumpSettings,
+    frames: Arc<Mailbox<Frame>>,
+    pool: Pool<Vec<u8>>,
+}
+
+impl Capture {
+    fn run(&mut self, heartbeat: &stage::Heartbeat) -> End {
+        let report = CaptureReport { camera: &self.camera, telemetry: &self.context.telemetry, heartbeat };
+        let stop = self.context.supervision.stop_flag();
+        let end = capture::pump(
+            &mut *self.open,
+            &self.frames,
+            &self.pool,
+            self.settings,
+            &report,
+            stop,
+            &mut SystemEnvironment,
+        );
+        if end == PumpEnd::ClipEnded {
+            tracing::info!("the clip has ended");
+        }
+        self.frames.close();
+        End::Finished
+    }
+}
+
+fn status(boot: Boot, condition: &Condition) -> Status {
+    let since = Moment(jiff::Timestamp::now());
+    match condition {
+        Condition::Online => Status::online(boot, since),
+        Condition::Degraded(reason) => Status::degraded(boot, since, reason.clone()),
+    }
+}
+
+fn hub_status(condition: &Condition) -> HubStatus {
+    match condition {
+        Condition::Online => HubStatus::Online,
+        Condition::Degraded(reason) => HubStatus::Degraded { reason: reason.clone() },
+    }
+}
+
+fn without_home_assistant(config: &Config) -> Option<crate::config::MqttConfig> {
+    config.mqtt.clone().map(|mqtt| crate::config::MqttConfig { home_assistant: None, ..mqtt })
+}
+
+fn start_client(
+    config: &Config,
+    topics: Topics,
+    boot: Boot,
+    condition: &Condition,
+    context: &Arc<Context>,
+    camera: &Arc<CameraHealth>,
+    tap: Option<Tap>,
+) -> Result<Option<Client>, StartError> {
+    let Some(mqtt) = config.mqtt.clone() else { return Ok(None) };
+    let hub = context.hub.clone();
+    let tap: Tap = Arc::new(move |message| {
+        if let Some(hub) = &hub {
+            hub.message(message.topic, message.payload);
+        }
+        if let Some(tap) = &tap {
+            tap(message);
+        }
+    });
+    let figures = Figures::new(&config.device.name, boot, context, camera);
+    let client = Client::start(mqtt::client::Setup {
+        topics,
+        status: status(boot, condition),
+        spool: Arc::new(MemorySpool::new(mqtt.queue_events)),
+        config: mqtt,
+        sources: figures.sources(),
+        tap: Some(tap),
+        limits: mqtt::Limits::default(),
+    })?;
+    Ok(Some(client))
+}
+
+fn start_page(config: &Config, context: &Context) -> Result<Option<Server>, StartError> {
+    let (Some(web), Some(hub)) = (&config.web, &context.hub) else { return Ok(None) };
+    let page =
+        Page { device: format!("{}/{}", config.device.site, config.device.name), mirrored: config.camera.mirror };
+    let server = Server::start("web", web.listen, web::router(hub.clone(), &page))?;
+    tracing::info!(address = %server.address(), "the live page is served");
+    Ok(Some(server))
+}
+
+fn start_metrics(config: &Config, context: &Context) -> Result<Option<Server>, StartError> {
+    let Some(listen) = config.metrics else { return Ok(None) };
+    let telemetry = Arc::clone(&context.telemetry);
+    let text = move || {
+        let telemetry = Arc::clone(&telemetry);
+        async move {
+            let kind =
+                [(axum::http::header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")];
+            (kind, telemetry.prometheus())
+        }
+    };
+    let routes = axum::Router::new().route("/metrics", axum::routing::get(text));
+    let server = Server::start("metrics", listen, routes)?;
+    tracing::info!(address = %server.address(), "metrics are served");
+    Ok(Some(server))
+}

@@ -51,14 +51,29 @@ struct Track {
 impl Tracker {
     /// A tracker that ends a track once it was not seen for `leave_after`.
     pub fn new(leave_after: Duration) -> Self {
+        Self::counting_from(TrackId(1), leave_after)
+    }
+
+    /// The same with ids from `first` on, for a tracker that takes the place of another.
+    pub fn counting_from(first: TrackId, leave_after: Duration) -> Self {
         Self {
             leave_after,
-            next_id: 1,
+            next_id: first.0,
             tracks: Vec::new(),
             assignment: Assignment::default(),
             costs: Vec::new(),
             taken: Vec::new(),
         }
+    }
+
+    /// The id that the next person will get.
+    pub fn next_id(&self) -> TrackId {
+        TrackId(self.next_id)
+    }
+
+    /// Takes another patience from now on.
+    pub fn set_leave_after(&mut self, leave_after: Duration) {
+        self.leave_after = leave_after;
     }
 
     /// Takes in the faces found in the frame captured at `now`. `out` becomes the people in view, by id; `ended` those

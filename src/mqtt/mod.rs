@@ -12,7 +12,10 @@ pub mod outbox;
 pub mod payload;
 pub mod topics;
 
-pub use client::{Client, Handle, Limits, Link, LinkError, LinkErrorKind, Published, Setup, Sources, StartError, Tap};
+pub use client::{
+    Client, Handle, Limits, Link, LinkError, LinkErrorKind, ProbeError, Published, Setup, Sources, StartError, Tap,
+    probe,
+};
 pub use outbox::{MemorySpool, Record, RecordId, Spool};
 pub use payload::{Health, Info, Status, Telemetry};
 pub use topics::{TopicError, Topics};

@@ -12,6 +12,7 @@
 mod backoff;
 mod error;
 mod options;
+mod probe;
 mod session;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -28,6 +29,7 @@ use tokio::time::Instant;
 
 use self::backoff::Waits;
 pub use self::error::{LinkError, LinkErrorKind, StartError};
+pub use self::probe::{ProbeError, probe};
 use self::session::End;
 use super::outbox::{RecordId, Spool};
 use super::payload::{Info, OutboxTelemetry, Status, Telemetry};

@@ -1,0 +1,172 @@
+//! `visaged check`: what the daemon would do with a configuration, what of it works, what does not, and why.
+
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use serde::Serialize;
+
+use super::Failure;
+use crate::capture::{self, v4l2};
+use crate::config::{Config, LogFormat, MqttConfig, Pace, SourceConfig};
+use crate::daemon::Models;
+use crate::frame::Converter;
+use crate::mqtt::{self, Topics};
+use crate::pool::Pool;
+
+/// The camera and the broker get this long to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Say what works, what does not, and why; change nothing.
+#[derive(Debug, Args)]
+#[command(after_help = "Exit: 0 if all works, 1 if something does not, 2 if the configuration is wrong.
+
+Example:
+  visaged check --config /etc/visaged/visaged.toml")]
+pub struct CheckArgs {
+    /// TOML file; without one the defaults are checked
+    #[arg(long, short, value_name = "FILE", env = "VISAGED_CONFIG")]
+    config: Option<PathBuf>,
+    /// One JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+/// What was found about one part.
+#[derive(Debug, Serialize)]
+struct Finding {
+    part: &'static str,
+    /// `null` where the part is switched off.
+    works: Option<bool>,
+    /// What it would do, or why it does not work and what to do.
+    detail: String,
+}
+
+impl Finding {
+    fn of(part: &'static str, result: Result<String, String>) -> Self {
+        let works = Some(result.is_ok());
+        Self { part, works, detail: result.unwrap_or_else(|reason| reason) }
+    }
+
+    fn off(part: &'static str, detail: &str) -> Self {
+        Self { part, works: None, detail: detail.into() }
+    }
+}
+
+/// Checks every part and prints what was found.
+///
+/// # Errors
+/// Exit 2 for a wrong configuration, 1 where a part does not work.
+pub fn run(args: &CheckArgs) -> Result<(), Failure> {
+    let config = Config::load(args.config.as_deref(), std::env::vars()).map_err(Failure::usage)?;
+    let mut findings = vec![configuration(args, &config)];
+    findings.push(Finding::of("models", models(&config)));
+    findings.push(Finding::of("camera", camera(&config)));
+    findings.push(match &config.mqtt {
+        Some(mqtt) => Finding::of("broker", broker(&config, mqtt)),
+        None => Finding::off("broker", "mqtt.enabled is false: nothing is published"),
+    });
+    findings.push(listener("web", "the live page", config.web.as_ref().map(|web| web.listen)));
+    findings.push(listener("metrics", "Prometheus metrics", config.metrics));
+    print(&findings, args.json).map_err(Failure::failed)?;
+    match findings.iter().any(|finding| finding.works == Some(false)) {
+        true => Err(Failure::reported()),
+        false => Ok(()),
+    }
+}
+
+fn print(findings: &[Finding], json: bool) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    if json {
+        return writeln!(out, "{}", serde_json::json!({ "findings": findings }));
+    }
+    for finding in findings {
+        let mark = match finding.works {
+            Some(true) => "works",
+            Some(false) => "FAILS",
+            None => "off",
+        };
+        writeln!(out, "{mark:<6} {:<14} {}", finding.part, finding.detail)?;
+    }
+    Ok(())
+}
+
+fn configuration(args: &CheckArgs, config: &Config) -> Finding {
+    let file = args.config.as_ref().map_or("the defaults".to_string(), |path| path.display().to_string());
+    let log = match config.log.format {
+        LogFormat::Text => "text",
+        LogFormat::Json => "JSON",
+        LogFormat::Journald => "the journal",
+    };
+    let events = match (config.report.face_events, config.report.summary_every) {
+        (true, Some(every)) => format!("face events, and a summary every {} s", every.as_secs_f64()),
+        (true, None) => "face events".into(),
+        (false, Some(every)) => format!("only a summary every {} s", every.as_secs_f64()),
+        (false, None) => "no events".into(),
+    };
+    Finding::of("configuration", Ok(format!("{file}; {events}; logs to {log}")))
+}
+
+fn models(config: &Config) -> Result<String, String> {
+    let models = Models::load(&config.models).map_err(|error| error.to_string())?;
+    let one = |bundle: &crate::models::Bundle| {
+        let manifest = bundle.manifest();
+        format!("{} {} ({})", manifest.name, manifest.version, bundle.origin())
+    };
+    Ok(format!("{}, {}", one(models.detector.bundle()), one(models.derl.bundle())))
+}
+
+/// Opens the source, and takes one frame through the conversion.
+fn camera(config: &Config) -> Result<String, String> {
+    let source = match &config.camera.source {
+        SourceConfig::Clip { path, repeat, .. } => {
+            SourceConfig::Clip { path: path.clone(), repeat: *repeat, pace: Pace::Fast }
+        }
+        other => other.clone(),
+    };
+    let mut opened = capture::open(&source).map_err(|error| explain(&source, &error))?;
+    let pool = Pool::new(2);
+    let deadline = Instant::now() + PATIENCE;
+    let mut last = String::from("no frame came");
+    while Instant::now() < deadline {
+        match opened.next_frame(&pool, Duration::from_millis(500)) {
+            Ok(frame) => {
+                let mut picture = crate::frame::RgbImage::default();
+                Converter::new().to_rgb(&frame, &mut picture).map_err(|error| error.to_string())?;
+                return Ok(opened.describe());
+            }
+            Err(error) if error.is_recoverable() => last = error.to_string(),
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+    Err(last)
+}
+
+/// Where a camera is missing, names those that are there.
+fn explain(source: &SourceConfig, error: &capture::CaptureError) -> String {
+    let SourceConfig::V4l2 { .. } = source else { return error.to_string() };
+    let found: Vec<String> =
+        v4l2::list().into_iter().flatten().map(|camera| camera.device.display().to_string()).collect();
+    match found.as_slice() {
+        [] => format!("{error} (no camera was found on this machine)"),
+        found => format!("{error} (cameras found: {})", found.join(", ")),
+    }
+}
+
+fn broker(config: &Config, mqtt: &MqttConfig) -> Result<String, String> {
+    let topics = Topics::new(&config.device).map_err(|error| error.to_string())?;
+    mqtt::probe(mqtt, &topics, PATIENCE).map_err(|error| error.to_string())?;
+    let tls = if mqtt.tls.is_some() { " over TLS" } else { "" };
+    Ok(format!("{}:{}{tls} takes us in; events go to {}", mqtt.host, mqtt.port, topics.face()))
+}
+
+fn listener(part: &'static str, what: &str, listen: Option<SocketAddr>) -> Finding {
+    let Some(listen) = listen else { return Finding::off(part, &format!("{part}.enabled is false")) };
+    let result = TcpListener::bind(listen).map(|_| format!("{what} at http://{listen}/"));
+    Finding::of(
+        part,
+        result.map_err(|error| format!("{part}.listen = \"{listen}\": {error}: choose another address or port")),
+    )
+}
