@@ -67,8 +67,9 @@ pub fn run(args: &DemoArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The broker inside takes every connection that is closed without a word for an error; here it is none.
 fn log_filter() -> String {
-    std::env::var("VISAGED_LOG").unwrap_or_else(|_| "warn".into())
+    std::env::var("VISAGED_LOG").unwrap_or_else(|_| "warn,rumqttd=off".into())
 }
 
 /// With the page on its usual port, or on any free one where that is taken and none was asked for.
@@ -113,12 +114,7 @@ fn greet(broker: &Broker, daemon: &Daemon) {
 /// Prints each message; a reader who goes away ends the demonstration.
 fn printer(json: bool, closed: Arc<AtomicBool>) -> Tap {
     Arc::new(move |message: &Published<'_>| {
-        let payload = serde_json::from_slice(message.payload).unwrap_or(serde_json::Value::Null);
-        let line = if json {
-            Some(serde_json::json!({ "topic": message.topic, "payload": payload }).to_string())
-        } else {
-            for_people(message.topic, &payload)
-        };
+        let line = if json { json_line(message) } else { for_people(message) };
         let mut stdout = std::io::stdout().lock();
         if line.is_some_and(|line| writeln!(stdout, "{line}").and_then(|()| stdout.flush()).is_err()) {
             closed.store(true, Ordering::Relaxed);
@@ -126,9 +122,19 @@ fn printer(json: bool, closed: Arc<AtomicBool>) -> Tap {
     })
 }
 
+/// The payload stands in the line byte for byte as it was published; one that is no JSON (a retained message taken back)
+/// is `null`.
+fn json_line(message: &Published<'_>) -> Option<String> {
+    let topic = serde_json::to_string(message.topic).ok()?;
+    let is_json = serde_json::from_slice::<serde::de::IgnoredAny>(message.payload).is_ok();
+    let payload = std::str::from_utf8(message.payload).ok().filter(|_| is_json).unwrap_or("null");
+    Some(format!("{{\"topic\":{topic},\"payload\":{payload}}}"))
+}
+
 /// What a person wants to see of a message; `None` for telemetry and the like.
-fn for_people(topic: &str, payload: &serde_json::Value) -> Option<String> {
-    let name = topic.rsplit('/').next()?;
+fn for_people(message: &Published<'_>) -> Option<String> {
+    let payload: serde_json::Value = serde_json::from_slice(message.payload).ok()?;
+    let name = message.topic.rsplit('/').next()?;
     let text = |key: &str| payload.get(key).and_then(serde_json::Value::as_str).unwrap_or_default();
     let time = text("time").get(11..19).unwrap_or_default().to_string();
     match name {
