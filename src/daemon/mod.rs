@@ -49,8 +49,10 @@ use self::stage::{End, Supervision};
 
 /// Frames under way at once: one at the driver's side, one in the mailbox, one being converted.
 const FRAMES: usize = 4;
+/// A stage gets this long to end the frame it is at. With [`DRAIN`] and the client's farewell: less than two seconds.
+const LAST_FRAME: Duration = Duration::from_millis(1000);
 /// Events still unsent when the daemon is told to stop get this long.
-const DRAIN: Duration = Duration::from_millis(1000);
+const DRAIN: Duration = Duration::from_millis(450);
 
 /// Makes the source of frames, at the start and after each loss.
 pub type OpenSource = Box<dyn FnMut() -> Result<Box<dyn Source>, CaptureError> + Send>;
@@ -333,7 +335,7 @@ impl Daemon {
 
     /// A stage that hangs is left behind: the process ends anyway.
     fn join_stages(&mut self) {
-        let deadline = Instant::now() + Duration::from_millis(500);
+        let deadline = Instant::now() + LAST_FRAME;
         for thread in self.threads.drain(..) {
             while !thread.is_finished() && Instant::now() < deadline {
                 std::thread::sleep(Duration::from_millis(2));
