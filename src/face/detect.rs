@@ -39,7 +39,8 @@ const LIVE_CANVASES: [(usize, usize); 5] = [(320, 256), (384, 224), (288, 288), 
 const LIVE_TILE_OVERLAP_PX: f32 = 32.0;
 /// Tiles along each side of the finer grids; after the first an odd number, so that no seam lies on another grid's.
 const LIVE_GRIDS: [usize; 6] = [2, 3, 5, 9, 17, 33];
-const FOCUS_PX: usize = 160;
+/// Side of the canvas for a close look at one known face.
+pub const FOCUS_PX: usize = 160;
 /// The focus shows this many times the face's longer side.
 const FOCUS_MARGIN: f32 = 2.6;
 const FOCUS_MAX_SCALE: f32 = 3.0;
@@ -271,6 +272,11 @@ impl Detector {
             }
         }
         Ok(())
+    }
+
+    /// The canvas at which the live profile looks at whole pictures of this size: width and height, multiples of 32.
+    pub fn live_canvas_px(&self, width_px: u32, height_px: u32) -> (usize, usize) {
+        live_canvas(width_px as f32, height_px as f32).0
     }
 
     /// Finds the faces of `picture` into `out`, largest first. A picture without pixels has none.
