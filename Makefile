@@ -74,6 +74,10 @@ bench: build ## time of every stage and network on this machine, then the micro-
 	$(TARGET)/release/visaged bench $(ARGS)
 	$(CARGO) bench --locked
 
+.PHONY: soak
+soak: build ## 10,000 frames must leave the memory where it was
+	scripts/soak $(TARGET)/release/visaged assets/demo.gif
+
 .PHONY: unit-check
 unit-check: ## the systemd unit: syntax, and an exposure of 2.5 or better
 	scripts/check-unit
