@@ -43,7 +43,6 @@ pub fn config(topics: &Topics, info: &Info) -> Value {
             "mf": "visaged",
             "mdl": info.board.as_deref().unwrap_or("visaged"),
             "sw": info.version,
-            "sa": topics.site(),
         },
         "o": { "name": "visaged", "sw": info.version },
         "availability_topic": topics.status(),
@@ -122,4 +121,28 @@ pub fn device_id(topics: &Topics) -> String {
         id.push_str(&format!("{byte:02x}"));
     }
     id
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::DeviceConfig;
+
+    fn id(site: &str, name: &str) -> String {
+        device_id(&Topics::new(&DeviceConfig { site: site.into(), name: name.into() }).unwrap())
+    }
+
+    #[test]
+    fn a_plain_name_stays_readable() {
+        assert_eq!(id("lobby", "mirror-1"), "visaged_lobby_mirror-1");
+    }
+
+    #[test]
+    fn names_that_look_alike_once_home_assistant_takes_them_stay_apart() {
+        let ids = [id("a_b", "c"), id("a", "b_c"), id("a b", "c"), id("a", "b c"), id("ä", "c"), id("ö", "c")];
+        for (i, id) in ids.iter().enumerate() {
+            assert!(id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-'), "{id}");
+            assert!(!ids[..i].contains(id), "{id}");
+        }
+    }
 }

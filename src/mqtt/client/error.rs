@@ -86,15 +86,17 @@ pub enum LinkErrorKind {
         /// The id.
         client_id: String,
     },
-    /// The stream ended without a word.
-    #[error("closed the connection{}", if *.before_connack {
-        " before it answered CONNECT; does it want TLS, or does it not speak MQTT 5?"
-    } else {
-        ""
-    })]
+    /// The stream ended without an answer to CONNECT.
+    #[error("closed the connection before it answered CONNECT; does it want TLS, or does it not speak MQTT 5?")]
+    ClosedAtOnce,
+    /// The stream ended without a word, or with a DISCONNECT that holds a reason code alone, as Mosquitto sends it:
+    /// MQTT 5 (3.14.2.2.1) allows that, `rumqttc` 0.25 passes over it.
+    #[error(
+        "closed the connection: it went down, or another client took over the id {client_id:?} (is there a second device of this site and name?)"
+    )]
     Closed {
-        /// No CONNACK had come.
-        before_connack: bool,
+        /// Our id.
+        client_id: String,
     },
     /// An acknowledgement or any sign of life is overdue.
     #[error("silent: {0}")]
@@ -132,16 +134,21 @@ impl LinkErrorKind {
             StateError::ServerDisconnect { reason_code, reason_string } => {
                 Self::Disconnected { code: reason_code, reason: reason_string }
             }
-            StateError::ConnectionAborted => Self::Closed { before_connack },
-            StateError::Io(error) if is_close(&error) => Self::Closed { before_connack },
-            StateError::Deserialization(rumqttc::v5::mqttbytes::Error::Io(error)) if is_close(&error) => {
-                Self::Closed { before_connack }
+            StateError::ConnectionAborted => closed(before_connack, client_id),
+            StateError::Io(error) | StateError::Deserialization(rumqttc::v5::mqttbytes::Error::Io(error))
+                if is_close(&error) =>
+            {
+                closed(before_connack, client_id)
             }
             StateError::AwaitPingResp => Self::Silent("no answer to a ping"),
             StateError::CollisionTimeout => Self::Silent("a packet id stayed taken"),
             other => Self::Protocol(other.to_string()),
         }
     }
+}
+
+fn closed(before_connack: bool, client_id: &str) -> LinkErrorKind {
+    if before_connack { LinkErrorKind::ClosedAtOnce } else { LinkErrorKind::Closed { client_id: client_id.to_owned() } }
 }
 
 fn is_close(error: &io::Error) -> bool {

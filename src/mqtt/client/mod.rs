@@ -358,26 +358,27 @@ impl Core {
         let mut stop = self.stop.clone();
         let mut rng = StdRng::from_rng(&mut self.rng);
         let backoff = self.config.reconnect_backoff;
-        reconnect(backoff, &mut rng, &mut stop, async || session::connect(self).await).await;
+        let pause = async |wait| tokio::time::timeout(wait, stop_ordered(&mut stop)).await.is_ok();
+        reconnect(backoff, &mut rng, async || session::connect(self).await, pause).await;
     }
 }
 
-/// Connects again and again, with waits between, until a stop is ordered.
+/// Connects again and again; between, `pause` waits as long as it is told, unless it says that a stop was ordered.
 async fn reconnect(
     backoff: Backoff,
     rng: &mut dyn RngCore,
-    stop: &mut watch::Receiver<Option<StopOrder>>,
     mut connect: impl AsyncFnMut() -> End,
+    mut pause: impl AsyncFnMut(Duration) -> bool,
 ) {
     let mut waits = Waits::new(backoff);
     loop {
         match connect().await {
             End::Stopped => return,
-            End::Lost { up, .. } => waits.connection_lasted(up),
+            End::Lost { up } => waits.connection_lasted(up),
         }
         let wait = waits.next(rng);
         tracing::debug!(?wait, "waiting before the next attempt to connect");
-        if tokio::time::timeout(wait, stop_ordered(stop)).await.is_ok() {
+        if pause(wait).await {
             return;
         }
     }
@@ -386,4 +387,51 @@ async fn reconnect(
 /// Waits until a stop is ordered, or nobody is left who could.
 async fn stop_ordered(stop: &mut watch::Receiver<Option<StopOrder>>) {
     let _ = stop.wait_for(Option::is_some).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs `reconnect` against connections that end as `ends` says; gives the waits between.
+    fn waits(ends: &[End], stop_at: usize) -> Vec<Duration> {
+        let backoff = Backoff { first: Duration::from_millis(500), longest: Duration::from_secs(30) };
+        let mut rng = StdRng::seed_from_u64(11);
+        let (mut attempts, mut waited) = (0, Vec::new());
+        let connect = async || {
+            attempts += 1;
+            ends.get(attempts - 1).copied().unwrap_or(End::Stopped)
+        };
+        let pause = async |wait| {
+            waited.push(wait);
+            waited.len() == stop_at
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(reconnect(backoff, &mut rng, connect, pause));
+        waited
+    }
+
+    #[test]
+    fn each_lost_connection_is_followed_by_a_wait_within_its_bound() {
+        let waited = waits(&[End::Lost { up: Duration::ZERO }; 12], usize::MAX);
+        assert_eq!(waited.len(), 12);
+        for (failures, wait) in waited.iter().enumerate() {
+            let bound = Duration::from_millis(500 << failures).min(Duration::from_secs(30));
+            assert!(*wait <= bound, "{wait:?} after {failures} failures");
+        }
+        assert!(waited.iter().any(|wait| *wait > Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn a_broker_that_accepts_and_closes_is_not_asked_ever_faster_than_one_that_is_away() {
+        let away = waits(&[End::Lost { up: Duration::ZERO }; 12], usize::MAX);
+        let closing = waits(&[End::Lost { up: Duration::from_millis(3) }; 12], usize::MAX);
+        assert_eq!(away, closing);
+    }
+
+    #[test]
+    fn a_stop_ends_the_waiting_and_no_attempt_follows() {
+        assert_eq!(waits(&[End::Lost { up: Duration::ZERO }; 12], 3).len(), 3);
+        assert_eq!(waits(&[End::Stopped], usize::MAX), []);
+    }
 }

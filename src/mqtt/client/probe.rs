@@ -40,6 +40,8 @@ pub fn probe(config: &MqttConfig, topics: &Topics, limit: Duration) -> Result<()
         }
         answer
     });
+    // A name that is still being resolved must not hold us up.
+    runtime.shutdown_background();
     let broker = format!("{}:{}", config.host, config.port);
     result.map_err(|kind| LinkError { broker, kind }.into())
 }

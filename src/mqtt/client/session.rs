@@ -38,7 +38,7 @@ const SPARE_REQUESTS: usize = 16;
 const PUBLISH_OVERHEAD_BYTES: usize = 1 + 4 + 2 + 2 + 1;
 
 /// How a connection ended.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum End {
     /// A stop was ordered and carried out.
     Stopped,
