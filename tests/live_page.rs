@@ -479,8 +479,9 @@ struct Demo {
 
 impl Demo {
     fn start() -> Self {
-        let mut process = Command::new(env!("CARGO_BIN_EXE_visaged"))
-            .args(["demo", "--seconds", "180"])
+        let program = std::env::var_os("VISAGED").unwrap_or_else(|| env!("CARGO_BIN_EXE_visaged").into());
+        let mut process = Command::new(program)
+            .args(["demo", "--seconds", "300"])
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -504,18 +505,22 @@ impl Drop for Demo {
     }
 }
 
-/// `cargo test --release --test live_page screenshots -- --ignored` writes `docs/pictures/live-page.jpg` and `live-page-phone.jpg`.
+/// `VISAGED=target/release/visaged cargo test --test live_page screenshots -- --ignored` writes `docs/pictures/live-page.jpg` and
+/// `live-page-phone.jpg`; without `VISAGED` from the build under test.
 #[test]
 #[ignore = "writes the pictures of the documentation from the running demo"]
 fn screenshots() {
     let demo = Demo::start();
     let desk = Look { width_px: 1366, height_px: 940, ..DESK };
     let phone = Look { height_px: 1100, ..PHONE };
-    for (look, samples, name) in [(desk, 200, "live-page"), (phone, 60, "live-page-phone")] {
+    for (look, seconds, name) in [(desk, 55, "live-page"), (phone, 20, "live-page-phone")] {
         with_browser(look, async |driver, browser| {
             browser.goto(&demo.address).await.unwrap();
+            wait_until(browser, "two faces", "faces.length > 1").await;
+            let liveliest = "choose(faces.toSorted((a, b) => a.probabilities[0] - b.probabilities[0])[0].track);";
+            browser.execute(liveliest, vec![]).await.unwrap();
             let seen = async {
-                let filled = format!("return samples.length > {samples} && shown !== null && faces.length > 0;");
+                let filled = format!("return Date.now() - samples[0]?.time > 1000 * {seconds} && faces.length > 1;");
                 while browser.execute(&filled, vec![]).await.unwrap() != json!(true) {
                     tokio::time::sleep(Duration::from_millis(200)).await;
                 }
