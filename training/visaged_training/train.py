@@ -417,7 +417,7 @@ def train_classifier(args) -> int:
         c.train()
         logits, heads = c(g(x), auxiliary=True)
         loss = -(y * F.log_softmax(logits, 1)).sum(1).mean()
-        shown += 0.02 * (loss.item() - shown) if step else loss.item()
+        shown += 0.02 * (loss.item() - shown) if shown else loss.item()
         for head, share in zip(heads, (0.4, 0.2, 0.1, 0.1), strict=True):
             loss = loss - share * (y * F.log_softmax(head, 1)).sum(1).mean()
         opt.zero_grad(set_to_none=True)
