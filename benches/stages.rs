@@ -3,18 +3,17 @@
 use std::hint::black_box;
 use std::time::Duration;
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, criterion_group, criterion_main};
 use visaged::expression::Reading;
 use visaged::expression::derl::{Derl, DerlModel};
 use visaged::face::detect::{DetectOptions, Detector, DetectorModel, Profile};
 use visaged::face::track::Tracker;
 use visaged::face::{AlignedFace, align};
-use visaged::frame::{CaptureTime, Converter, Frame, PixelFormat, RgbImage, Scaler};
+use visaged::frame::{CaptureTime, RgbImage, Scaler};
 use visaged::models::{Bundle, Task};
 use visaged::nn::Network;
 use visaged::nn::tract::Engine;
 use visaged::picture::{self, PictureLimits};
-use visaged::pool::Pool;
 
 const WIDTH_PX: u32 = 640;
 const HEIGHT_PX: u32 = 480;
@@ -30,37 +29,6 @@ fn photograph() -> RgbImage {
     scaled.resize(WIDTH_PX, HEIGHT_PX);
     Scaler::new().scale(&picture, &mut scaled);
     scaled
-}
-
-fn conversion(c: &mut Criterion) {
-    let mut group = c.benchmark_group("convert 640x480");
-    group.throughput(Throughput::Elements(u64::from(WIDTH_PX * HEIGHT_PX)));
-    let (mut converter, mut out) = (Converter::new(), RgbImage::default());
-    let layouts = [
-        (PixelFormat::Yuyv, 4, 2),
-        (PixelFormat::Uyvy, 4, 2),
-        (PixelFormat::Nv12, 3, 1),
-        (PixelFormat::Grey, 2, 1),
-        (PixelFormat::Rgb3, 6, 3),
-        (PixelFormat::Bgr3, 6, 3),
-    ];
-    for (format, half_bytes, stride) in layouts {
-        let mut data = Pool::<Vec<u8>>::new(1).take();
-        data.resize((WIDTH_PX * HEIGHT_PX * half_bytes / 2) as usize, 97);
-        let frame = Frame {
-            data,
-            format,
-            width_px: WIDTH_PX,
-            height_px: HEIGHT_PX,
-            stride_bytes: WIDTH_PX * stride,
-            seq: 0,
-            time: CaptureTime::now(),
-        };
-        group.bench_function(BenchmarkId::from_parameter(format!("{format:?}")), |b| {
-            b.iter(|| converter.to_rgb(black_box(&frame), &mut out).unwrap());
-        });
-    }
-    group.finish();
 }
 
 fn faces(c: &mut Criterion) {
@@ -98,5 +66,5 @@ fn engines(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, conversion, faces, engines);
+criterion_group!(benches, faces, engines);
 criterion_main!(benches);
