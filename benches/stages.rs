@@ -1,5 +1,7 @@
 //! The stages of a frame's way, one benchmark each: `cargo bench --bench stages`. Compare within one run only.
 
+#![allow(missing_docs, reason = "criterion's macro makes a public function")]
+
 use std::hint::black_box;
 use std::time::Duration;
 
