@@ -6,7 +6,7 @@
 //! Cameras give YUYV, UYVY and NV12 in ITU-R BT.601, limited range (16..235), the default that V4L2 names for
 //! standard-definition and webcam sources; JPEG is BT.601 in full range, as JFIF says. GREY is taken as full range.
 
-use yuv::{YuvBiPlanarImage, YuvConversionMode, YuvPackedImage, YuvRange, YuvStandardMatrix};
+use yuv::{YuvBiPlanarImage, YuvConversionMode, YuvError, YuvGrayImage, YuvPackedImage, YuvRange, YuvStandardMatrix};
 use zune_core::bytestream::ZCursor;
 use zune_core::colorspace::ColorSpace;
 use zune_core::options::DecoderOptions;
@@ -103,26 +103,17 @@ impl Converter {
             PixelFormat::Mjpg => self.jpeg_to_rgb(frame, out),
             PixelFormat::Yuyv | PixelFormat::Uyvy => packed_to_rgb(&Raw::checked(frame)?, out),
             PixelFormat::Nv12 => nv12_to_rgb(&Raw::checked(frame)?, out),
-            PixelFormat::Grey => {
-                rows_to_rgb(&Raw::checked(frame)?, out, |row, rgb| {
-                    for (rgb, &luminance) in rgb.as_chunks_mut::<3>().0.iter_mut().zip(row) {
-                        *rgb = [luminance; 3];
-                    }
-                });
+            PixelFormat::Grey => rows_to_rgb(&Raw::checked(frame)?, out, |row, rgb| {
+                let image = YuvGrayImage { y_plane: row, y_stride: width_px, width: width_px, height: 1 };
+                yuv::yuv400_to_rgb(&image, rgb, 3 * width_px, YuvRange::Full, MATRIX)
+            }),
+            PixelFormat::Rgb3 => rows_to_rgb(&Raw::checked(frame)?, out, |row, rgb| {
+                rgb.copy_from_slice(row);
                 Ok(())
-            }
-            PixelFormat::Rgb3 => {
-                rows_to_rgb(&Raw::checked(frame)?, out, |row, rgb| rgb.copy_from_slice(row));
-                Ok(())
-            }
-            PixelFormat::Bgr3 => {
-                rows_to_rgb(&Raw::checked(frame)?, out, |row, rgb| {
-                    for (rgb, bgr) in rgb.as_chunks_mut::<3>().0.iter_mut().zip(row.as_chunks::<3>().0) {
-                        *rgb = [bgr[2], bgr[1], bgr[0]];
-                    }
-                });
-                Ok(())
-            }
+            }),
+            PixelFormat::Bgr3 => rows_to_rgb(&Raw::checked(frame)?, out, |row, rgb| {
+                yuv::bgr_to_rgb(row, 3 * width_px, rgb, 3 * width_px, width_px, 1)
+            }),
         }
     }
 
@@ -192,12 +183,18 @@ pub(crate) fn row_bytes(format: PixelFormat, width: u64) -> u64 {
     }
 }
 
-fn rows_to_rgb(raw: &Raw<'_>, out: &mut RgbImage, convert: impl Fn(&[u8], &mut [u8])) {
+/// Converts row by row, so that neither stride nor an early end of the last row is of interest to `convert`.
+fn rows_to_rgb(
+    raw: &Raw<'_>,
+    out: &mut RgbImage,
+    convert: impl Fn(&[u8], &mut [u8]) -> Result<(), YuvError>,
+) -> Result<(), ConvertError> {
     out.resize(raw.width_px, raw.height_px);
     let rgb_rows = out.data.chunks_exact_mut(3 * raw.width_px as usize);
     for (rgb, row) in rgb_rows.zip(raw.data.chunks(raw.stride)) {
-        convert(&row[..raw.row], rgb);
+        convert(&row[..raw.row], rgb).map_err(|e| ConvertError::Library(e.to_string()))?;
     }
+    Ok(())
 }
 
 const RANGE: YuvRange = YuvRange::Limited;
