@@ -160,15 +160,10 @@ fn print(line: &Line<'_>, json: bool) -> io::Result<()> {
         text(line.sha256),
     )?;
     for entry in line.accuracy {
-        let value = |key: &str| entry.get(key).map(|v| v.to_string().trim_matches('"').to_owned()).unwrap_or_default();
-        writeln!(
-            stdout,
-            "    {} {}: int8 {}, float {}",
-            value("dataset"),
-            value("metric"),
-            value("int8"),
-            value("float")
-        )?;
+        let given = |key: &str| entry.get(key).map(|v| v.to_string().trim_matches('"').to_owned());
+        let value = |key: &str| given(key).unwrap_or_default();
+        let float = given("float").map(|float| format!(", float {float}")).unwrap_or_default();
+        writeln!(stdout, "    {} {}: int8 {}{float}", value("dataset"), value("metric"), value("int8"))?;
     }
     stdout.flush()
 }
