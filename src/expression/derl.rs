@@ -6,12 +6,9 @@
 
 use std::sync::Arc;
 
-use fast_image_resize::images::Image;
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
-
 use super::{Emotion, NEUTRAL_SIDE_PX, Probabilities, Reading};
 use crate::face::{ALIGNED_SIDE_PX, AlignedFace};
-use crate::frame::RgbImage;
+use crate::frame::{RgbImage, Scaler};
 use crate::models::{Bundle, BundleError, BundleFault, DerlManifest};
 use crate::nn::tract::{Engine, Plan, TractNetwork};
 use crate::nn::{Network, NnError};
@@ -115,7 +112,7 @@ pub struct Derl {
     grey: Vec<f32>,
     input: Vec<f32>,
     outputs: Vec<Vec<f32>>,
-    resizer: Resizer,
+    scaler: Scaler,
     crop: Vec<u8>,
 }
 
@@ -138,7 +135,7 @@ impl Derl {
             grey: vec![0.0; PIXELS],
             input: vec![0.0; PIXELS],
             outputs: Vec::new(),
-            resizer: Resizer::new(),
+            scaler: Scaler::new(),
             crop: Vec::new(),
         })
     }
@@ -178,12 +175,7 @@ impl Derl {
         let side = NEUTRAL_SIDE_PX as u32;
         let (width, height) = (picture.width_px, picture.height_px);
         let mut small = [0; PIXELS];
-        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
-        let resized = Image::from_slice_u8(width, height, &mut self.crop, PixelType::U8).ok().and_then(|from| {
-            let mut to = Image::from_slice_u8(side, side, &mut small, PixelType::U8).ok()?;
-            self.resizer.resize(&from, &mut to, &options).ok()
-        });
-        debug_assert!(resized.is_some(), "the sizes were checked");
+        self.scaler.scale_grey(&self.crop, (width, height), &mut small, (side, side));
         for (grey, value) in self.grey.iter_mut().zip(small) {
             *grey = f32::from(value);
         }

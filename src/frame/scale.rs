@@ -3,8 +3,9 @@
 //! Works on the stored (gamma-encoded) values, as the networks were trained. The intermediate picture is kept between
 //! calls; `fast_image_resize` still allocates its coefficient tables (a few KB) in each call.
 
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::{U8, U8x3};
+use fast_image_resize::{FilterType, PixelTrait, ResizeAlg, ResizeOptions, Resizer};
 
 use super::RgbImage;
 
@@ -32,11 +33,25 @@ impl Scaler {
             dst.data.fill(0);
             return;
         }
+        let (from_px, to_px) = ((src.width_px, src.height_px), (dst.width_px, dst.height_px));
+        self.typed::<U8x3>(&src.data, from_px, &mut dst.data, to_px);
+    }
+
+    /// The same for one channel: `from` is `from_px` wide and high, `to` becomes `to_px`.
+    ///
+    /// # Panics
+    /// Where a slice is not as long as its size says.
+    pub fn scale_grey(&mut self, from: &[u8], from_px: (u32, u32), to: &mut [u8], to_px: (u32, u32)) {
+        self.typed::<U8>(from, from_px, to, to_px);
+    }
+
+    /// Typed, since the library's untyped entrance brings the code for every kind of pixel with it.
+    fn typed<P: PixelTrait>(&mut self, from: &[u8], from_px: (u32, u32), to: &mut [u8], to_px: (u32, u32)) {
         let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear)).use_alpha(false);
-        let from = ImageRef::new(src.width_px, src.height_px, &src.data, PixelType::U8x3);
-        let to = Image::from_slice_u8(dst.width_px, dst.height_px, &mut dst.data, PixelType::U8x3);
-        let (Ok(from), Ok(mut to)) = (from, to) else { panic!("an RgbImage holds 3 * width_px * height_px bytes") };
-        self.resizer.resize(&from, &mut to, &options).expect("both pictures are 8-bit RGB and nothing is cropped");
+        let from = TypedImageRef::<P>::from_buffer(from_px.0, from_px.1, from);
+        let to = TypedImage::<P>::from_buffer(to_px.0, to_px.1, to);
+        let (Ok(from), Ok(mut to)) = (from, to) else { panic!("a picture holds a pixel for each place of its size") };
+        self.resizer.resize_typed(&from, &mut to, &options).expect("nothing is cropped");
     }
 }
 

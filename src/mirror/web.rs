@@ -29,7 +29,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::hub::{Hub, Message, Snapshot, Status, Watcher};
 use crate::expression::{Emotion, NEUTRAL_SIDE_PX, ObservedFace};
-use crate::frame::RgbImage;
+use crate::frame::{RgbImage, Scaler};
 
 /// Pictures and observations a second, at most.
 pub const FRAMES_PER_SECOND: u32 = 15;
@@ -351,26 +351,17 @@ async fn pump(run: PumpRun) {
 
 #[derive(Default)]
 struct PictureEncoder {
-    resizer: fast_image_resize::Resizer,
+    scaler: Scaler,
     small: RgbImage,
     size_hint_bytes: usize,
 }
 
-/// Why a picture was not encoded.
-#[derive(Debug, thiserror::Error)]
-enum PictureError {
-    #[error("scaling it: {0}")]
-    Scale(String),
-    #[error("{0}")]
-    Encode(#[from] EncodingError),
-}
-
 impl PictureEncoder {
     /// The picture as one part of the multipart stream, the next boundary included: browsers show a part once they see its end.
-    fn part(&mut self, picture: &RgbImage) -> Result<Bytes, PictureError> {
+    fn part(&mut self, picture: &RgbImage) -> Result<Bytes, EncodingError> {
         let mut jpeg = Vec::with_capacity(self.size_hint_bytes);
         let picture =
-            if picture.width_px.max(picture.height_px) > LONGEST_SIDE_PX { self.scaled(picture)? } else { picture };
+            if picture.width_px.max(picture.height_px) > LONGEST_SIDE_PX { self.scaled(picture) } else { picture };
         // The longest side fits into 16 bits by now.
         let (width, height) = (picture.width_px as u16, picture.height_px as u16);
         Encoder::new(&mut jpeg, PICTURE_QUALITY).encode(&picture.data, width, height, ColorType::Rgb)?;
@@ -382,21 +373,12 @@ impl PictureEncoder {
         Ok(part.into())
     }
 
-    fn scaled(&mut self, picture: &RgbImage) -> Result<&RgbImage, PictureError> {
-        use fast_image_resize::images::{Image, ImageRef};
-        use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions};
-        let failed = |error: &dyn std::fmt::Display| PictureError::Scale(error.to_string());
+    fn scaled(&mut self, picture: &RgbImage) -> &RgbImage {
         let scale = f64::from(LONGEST_SIDE_PX) / f64::from(picture.width_px.max(picture.height_px));
         let scaled = |side: u32| ((f64::from(side) * scale).round() as u32).max(1);
         self.small.resize(scaled(picture.width_px), scaled(picture.height_px));
-        let (width, height) = (self.small.width_px, self.small.height_px);
-        let from = ImageRef::new(picture.width_px, picture.height_px, &picture.data, PixelType::U8x3)
-            .map_err(|error| failed(&error))?;
-        let mut to = Image::from_slice_u8(width, height, &mut self.small.data, PixelType::U8x3)
-            .map_err(|error| failed(&error))?;
-        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
-        self.resizer.resize(&from, &mut to, &options).map_err(|error| failed(&error))?;
-        Ok(&self.small)
+        self.scaler.scale(picture, &mut self.small);
+        &self.small
     }
 }
 
