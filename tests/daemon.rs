@@ -230,6 +230,33 @@ fn an_unplugged_camera_lets_everybody_leave_and_comes_back_by_itself() {
 }
 
 #[test]
+fn a_driver_that_hangs_is_named_and_systemds_watchdog_is_fed_no_more() {
+    let (hang, hold) = (Arc::new(Mutex::new(())), Arc::new(AtomicU32::new(0)));
+    let held = Arc::clone(&hang);
+    let guard = held.lock().unwrap();
+    let mut rig = Rig::start(Box::new(move || {
+        let (hang, hold) = (Arc::clone(&hang), Arc::clone(&hold));
+        let trouble = Box::new(move || {
+            if hold.fetch_add(1, Ordering::Relaxed) == 3 {
+                drop(hang.lock());
+            }
+            Ok(())
+        });
+        Ok(Box::new(Troubled { inner: clip(true), trouble }))
+    }));
+    let deadline = Instant::now() + LONG;
+    while rig.daemon.look_after().unwrap() != Progress::Hung {
+        assert!(Instant::now() < deadline, "nobody noticed");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let reason = Condition::Degraded("stage capture hangs".into());
+    assert_eq!(*rig.daemon.condition(), reason);
+    drop(guard);
+    rig.until("alive again", |daemon, _| *daemon.condition() == Condition::Online);
+    rig.stop();
+}
+
+#[test]
 fn stopping_takes_less_than_two_seconds_even_if_the_broker_hangs() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let daemon = Daemon::start(

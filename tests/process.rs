@@ -3,6 +3,7 @@
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -213,6 +214,36 @@ fn sighup_takes_over_a_right_file_and_leaves_a_wrong_one_alone() {
     assert!(text.contains("camera") && text.contains("web"), "what waits for a restart is named: {text}");
     assert!(TcpStream::connect(("127.0.0.1", port)).is_ok(), "the page is still served");
     signal(&child, libc::SIGINT);
+    assert!(wait(&mut child).success());
+}
+
+/// What systemd is told until `done`.
+fn told(socket: &UnixDatagram, mut done: impl FnMut(&str) -> bool) -> String {
+    socket.set_read_timeout(Some(LONG)).unwrap();
+    let (mut all, mut buffer) = (String::new(), [0; 4096]);
+    while !done(&all) {
+        let len = socket.recv(&mut buffer).expect("systemd was told no more");
+        all.push_str(std::str::from_utf8(&buffer[..len]).unwrap());
+        all.push('\n');
+    }
+    all
+}
+
+#[test]
+fn systemd_hears_when_the_daemon_is_ready_alive_and_stopping() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket_path = folder.path().join("notify");
+    let socket = UnixDatagram::bind(&socket_path).unwrap();
+    let text = "[camera]\nsource = \"pattern\"\n[mqtt]\nenabled = false\n";
+    let file = write(folder.path(), "run.toml", text);
+    let mut command = visaged();
+    command.args(["run", "--config", &file]).env("NOTIFY_SOCKET", &socket_path).env("WATCHDOG_USEC", "2000000");
+    let mut child = command.stderr(Stdio::null()).spawn().unwrap();
+    let begun = told(&socket, |all| all.contains("STATUS=online"));
+    assert!(begun.starts_with("READY=1"), "{begun}");
+    told(&socket, |all| all.matches("WATCHDOG=1").count() >= 2);
+    signal(&child, libc::SIGTERM);
+    told(&socket, |all| all.contains("STOPPING=1"));
     assert!(wait(&mut child).success());
 }
 
