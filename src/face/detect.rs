@@ -352,8 +352,7 @@ fn decode(view: &View, stride: usize, min_score: f32, outputs: [&[f32]; 4], foun
     let step = stride as f32;
     for (i, (cls, obj)) in cls.iter().zip(obj).enumerate() {
         let squared = cls.clamp(0.0, 1.0) * obj.clamp(0.0, 1.0);
-        // Written so that NaN is no face.
-        if !(squared >= min_score * min_score) {
+        if squared.is_nan() || squared < min_score * min_score {
             continue;
         }
         let origin = Point { x: (i % columns) as f32 * step, y: (i / columns) as f32 * step };
@@ -493,7 +492,7 @@ impl LiveState {
             self.set_size(width_px, height_px, min_face_px);
         }
         views.clear();
-        if self.known.is_empty() || self.frames % 2 == 0 {
+        if self.known.is_empty() || self.frames.is_multiple_of(2) {
             views.extend(self.next_scan());
         }
         self.frames += 1;
@@ -526,7 +525,7 @@ impl LiveState {
     fn next_scan(&mut self) -> Option<View> {
         let turn = self.scans;
         self.scans = self.scans.wrapping_add(1);
-        if turn % 2 == 0 || self.grids.is_empty() {
+        if turn.is_multiple_of(2) || self.grids.is_empty() {
             return self.coarse;
         }
         let which = (turn / 2) % self.grids.len();

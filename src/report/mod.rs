@@ -201,10 +201,10 @@ impl Track {
     fn credit(&mut self, t: Instant) {
         let passed = t.saturating_duration_since(self.last_seen);
         self.last_seen = self.last_seen.max(t);
-        if let Some(stay) = &mut self.stay {
-            if passed <= LONGEST_CREDIT {
-                stay.attention[self.emotion as usize] += passed;
-            }
+        if let Some(stay) = &mut self.stay
+            && passed <= LONGEST_CREDIT
+        {
+            stay.attention[self.emotion as usize] += passed;
         }
     }
 }
