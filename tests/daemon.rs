@@ -22,10 +22,13 @@ static CLIP: &[u8] = include_bytes!("../assets/demo.gif");
 /// Far beyond what anything here needs, on the slowest machine.
 const LONG: Duration = Duration::from_secs(120);
 
+/// Topics and payloads, in the order of publishing.
+type Messages = Vec<(String, Value)>;
+
 /// A daemon with a broker of its own, and everything it published.
 struct Rig {
     daemon: Daemon,
-    messages: Arc<Mutex<Vec<(String, Value)>>>,
+    messages: Arc<Mutex<Messages>>,
     _broker: Broker,
 }
 
@@ -50,7 +53,7 @@ impl Rig {
         }
     }
 
-    fn stop(self) -> Vec<(String, Value)> {
+    fn stop(self) -> Messages {
         self.daemon.stop();
         std::mem::take(&mut self.messages.lock().unwrap())
     }
@@ -77,7 +80,7 @@ fn config(port: u16) -> Config {
     }
 }
 
-fn recorder() -> (Arc<Mutex<Vec<(String, Value)>>>, Tap) {
+fn recorder() -> (Arc<Mutex<Messages>>, Tap) {
     let messages = Arc::new(Mutex::new(Vec::new()));
     let tap: Tap = Arc::new({
         let messages = Arc::clone(&messages);
