@@ -11,7 +11,7 @@ use crate::frame::RgbImage;
 
 const SIDE: usize = ALIGNED_SIDE_PX;
 /// A change of luminance from which on the picture's own detail counts less than half.
-const DETAIL_LEVELS: f32 = 24.0;
+const DETAIL_LEVELS: f32 = 10.0;
 
 /// The change of luminance at each pixel of an aligned face.
 #[derive(Clone, Debug)]

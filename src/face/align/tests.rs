@@ -131,6 +131,11 @@ proptest! {
             prop_assert!((found.x - wanted.x).hypot(found.y - wanted.y) < 0.1);
         }
     }
+}
+
+proptest! {
+    // Each case draws a million samples.
+    #![proptest_config(ProptestConfig::with_cases(16))]
 
     #[test]
     fn any_landmarks_give_a_face_or_an_error(
