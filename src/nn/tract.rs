@@ -2,7 +2,7 @@
 //!
 //! tract runs a quantised (QDQ) convolution in float between scalar quantise and dequantise passes, which is slower than
 //! float alone. So each QuantizeLinear, DequantizeLinear pair on an activation is fused into one vectorised pass over the
-//! tensor, [`FakeQuant`], and weights are dequantised once, when the graph is read. The values are those that QDQ defines,
+//! tensor, `FakeQuant`, and weights are dequantised once, when the graph is read. The values are those that QDQ defines,
 //! up to the order of float sums.
 //!
 //! Invariant: whoever calls [`Plan::prepare`] has verified the bytes (see [`models`](crate::models)); this module does not
@@ -304,7 +304,7 @@ fn quantised_range(node: &TypedNode) -> Option<(f32, i32, i32, i32)> {
     Some((q.scale, i32::from(q.zero_point), -128, 127))
 }
 
-/// Takes out a [`FakeQuant`] whose input is on the same grid already, having come through operations that only pick values.
+/// Takes out a `FakeQuant` whose input is on the same grid already, having come through operations that only pick values.
 fn drop_repeated_quantisation(model: &mut TypedModel) -> TractResult<()> {
     while let Some(patch) = next_repeated(model)? {
         patch.apply(model)?;
