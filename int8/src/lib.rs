@@ -1,0 +1,2 @@
+//! int8 networks.
+pub mod kernels;
