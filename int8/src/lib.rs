@@ -1,2 +1,4 @@
-//! int8 networks.
+//! Quantised convolutional networks on small processors: exact, and near the limit of the processor.
+
+pub mod isa;
 pub mod kernels;

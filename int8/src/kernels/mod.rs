@@ -16,6 +16,8 @@
 //! that belong to no output of the task are not written.
 
 pub mod scalar;
+#[cfg(test)]
+mod tests;
 
 use std::ops::Range;
 
@@ -125,6 +127,13 @@ pub enum Store {
     },
 }
 
+/// Bounds as the processors' own instructions have them: NaN becomes `low`, and of two zeros the bound wins.
+#[inline(always)]
+fn clamp(value: f32, low: f32, high: f32) -> f32 {
+    let value = if value > low { value } else { low };
+    if value < high { value } else { high }
+}
+
 impl Post {
     /// The definition of what happens behind a sum, up to the rounding: one step after another in `f32`, none fused.
     #[inline(always)]
@@ -138,12 +147,12 @@ impl Post {
                 }
             }
             Activation::HardSwish { inverse } => {
-                let gate = (value * (1.0 / 6.0) + 0.5).max(0.0).min(1.0);
+                let gate = clamp(value * (1.0 / 6.0) + 0.5, 0.0, 1.0);
                 value = value * gate * inverse;
             }
         }
         let (Store::U8 { low, high, .. } | Store::F32 { low, high }) = self.store;
-        value.max(low).min(high)
+        clamp(value, low, high)
     }
 
     /// The byte written for a value that [`Post::value`] gave.
