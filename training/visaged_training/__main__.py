@@ -13,6 +13,7 @@ COMMANDS = {
     "quantize": "float checkpoint or detector weights -> int8 bundle",
     "evaluate": "measure float and int8 nets by every protocol",
     "report": "write manifest.toml and CARD.md from the measurements",
+    "engine-graphs": "write the graphs that the int8 engine is tested and timed on",
 }
 
 
@@ -24,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
         p = sub.add_parser(name, help=text, description=text)
         # Only the module that is asked for is imported: most commands need no torch.
         if name in wanted[:1]:
-            module = importlib.import_module(f".{name}", __package__)
+            module = importlib.import_module(f".{name.replace('-', '_')}", __package__)
             module.arguments(p)
             p.set_defaults(run=module.run)
     args = parser.parse_args(argv)

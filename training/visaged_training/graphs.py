@@ -14,7 +14,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 OPSET, IR = 17, 9
 # In the quantised graph these stay float: they come after the last convolution or are not worth a kernel.
-QUANTISED = ["Conv", "Relu", "MaxPool", "Resize", "Add", "Concat", "GlobalAveragePool", "Gemm"]
+QUANTISED = ["Conv", "ConvTranspose", "Relu", "MaxPool", "Resize", "Add", "Concat", "GlobalAveragePool", "Gemm"]
 
 
 def yunet_float(source: Path) -> onnx.ModelProto:
