@@ -300,6 +300,8 @@ def speed():
 
 
 def write_speed(out: Path, with_float: bool) -> None:
+    from . import tflite  # needs the schema that ai-edge-litert brings; layers do without
+
     out.mkdir(parents=True, exist_ok=True)
     index = []
     for g in speed():
@@ -309,6 +311,9 @@ def write_speed(out: Path, with_float: bool) -> None:
         if with_float:
             onnx.save(plain, out / f"{g.name}.float.onnx")
         onnx.save(model, out / f"{g.name}.onnx")
+        for edges in (False, True):
+            name = f"{g.name}.int8_edges.tflite" if edges else f"{g.name}.tflite"
+            (out / name).write_bytes(tflite.convert(model, int8_edges=edges))
         index.append({"name": g.name, "input": list(g.tensors["x"].shape), "macs": g.macs})
         print(f"{g.name}: {g.macs / 1e6:.1f} MMAC")
     (out / "index.json").write_text(json.dumps(index, indent=1) + "\n")
