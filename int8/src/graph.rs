@@ -444,7 +444,8 @@ impl Builder {
     fn check_conv(&self, input: TensorId, conv: &Conv, out: Out) -> Result<Shape, Refusal> {
         let quant = self.quant(input)?;
         let from = self.shape(input);
-        if conv.groups == 0 || from.channels % conv.groups != 0 || conv.channels % conv.groups != 0 {
+        if conv.groups == 0 || !from.channels.is_multiple_of(conv.groups) || !conv.channels.is_multiple_of(conv.groups)
+        {
             let (a, b, g) = (from.channels, conv.channels, conv.groups);
             return Err(shape(format!("{a} channels in and {b} out do not part into {g} groups")));
         }
@@ -625,6 +626,11 @@ impl Builder {
             return Err(refuse(name, Refusal::Parameter("repeated pixels keep their grid".into())));
         }
         let from = self.shape(input);
+        if upsampling == Upsampling::BilinearAlignCorners {
+            // The weights' common denominator grows with the picture; sums of bytes times it stay within i32 up to here.
+            let side = from.height.max(from.width) as u128;
+            limit("a side of a picture with aligned corners", side, 1024).map_err(|refusal| refuse(name, refusal))?;
+        }
         let shape = Shape { height: from.height * 2, width: from.width * 2, channels: from.channels };
         self.node(name, Op::Upsample(upsampling), vec![input], shape, Out::U8(out))
     }
@@ -637,7 +643,7 @@ impl Builder {
         let quant = self.quant(input).map_err(|refusal| refuse(name, refusal))?;
         let from = self.shape(input);
         let parts = block.saturating_mul(block);
-        if block == 0 || from.channels % parts != 0 {
+        if block == 0 || !from.channels.is_multiple_of(parts) {
             let message = format!("{} channels do not make squares of {block} by {block}", from.channels);
             return Err(refuse(name, shape(message)));
         }

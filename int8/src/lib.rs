@@ -3,3 +3,11 @@
 pub mod graph;
 pub mod isa;
 pub mod kernels;
+mod plan;
+mod run;
+mod simple;
+#[cfg(test)]
+mod tests;
+
+pub use plan::{LayerInfo, Plan, Port};
+pub use run::{Network, RunError};

@@ -1,0 +1,373 @@
+//! Running a plan: memory, threads, the steps one after another.
+//!
+//! Invariants: all threads do a step before any begins the next; only the caller's thread touches what comes in and goes out; once made, a
+//! network allocates nothing in [`Network::run`] (the outputs' vectors excepted, the first time).
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{JoinHandle, Thread};
+use std::time::Instant;
+
+use crate::graph::Order;
+use crate::kernels::{Area, Memory, SLACK, Scratch};
+use crate::plan::{Door, Halo, Inner, Place, Plan, Step, Work};
+use crate::simple::{Picture, dequantise_row, quantise_row};
+
+/// A [`Plan`] with memory of its own.
+#[derive(Debug)]
+pub struct Network {
+    plan: Arc<Inner>,
+    // Held for their memory; `memory` points into them.
+    _arena: Scratch,
+    _floats: Box<[f32]>,
+    memory: Memory,
+    scratch: Scratch,
+    team: Option<Team>,
+}
+
+/// A run that could not be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RunError {
+    /// The caller gave more or fewer inputs.
+    #[error("the network takes {expected} inputs, got {got}")]
+    Inputs {
+        /// How many it takes.
+        expected: usize,
+        /// How many were given.
+        got: usize,
+    },
+    /// The caller gave a tensor of another size.
+    #[error("input {name} takes {expected} values, got {got}")]
+    Length {
+        /// Which input.
+        name: String,
+        /// Values it takes.
+        expected: usize,
+        /// Values given.
+        got: usize,
+    },
+}
+
+impl Network {
+    pub(crate) fn new(plan: &Plan, threads: NonZeroUsize) -> Self {
+        let inner = plan.inner.clone();
+        let mut arena = Scratch::new(inner.bytes);
+        let mut floats = vec![0.0; inner.floats.max(1)].into_boxed_slice();
+        let memory = Memory { bytes: arena.as_mut_ptr(), floats: floats.as_mut_ptr() };
+        let scratch = Scratch::new(inner.scratch);
+        let team = (threads.get() > 1).then(|| Team::new(&inner, memory, threads.get()));
+        Self { plan: inner, _arena: arena, _floats: floats, memory, scratch, team }
+    }
+
+    /// Threads that run it, the caller's included.
+    pub fn threads(&self) -> usize {
+        self.team.as_ref().map_or(1, |team| team.workers.len() + 1)
+    }
+
+    /// Runs once: `inputs` and `outputs` in the plan's order, each as long as its shape has values. `outputs` is resized to fit.
+    ///
+    /// # Errors
+    /// [`RunError`] where a count or length is wrong; nothing was run then.
+    pub fn run(&mut self, inputs: &[&[f32]], outputs: &mut Vec<Vec<f32>>) -> Result<(), RunError> {
+        self.take(inputs)?;
+        match &mut self.team {
+            Some(team) => team.run(&self.plan, self.memory, &mut self.scratch),
+            None => {
+                for step in &self.plan.steps {
+                    // SAFETY: the memory was made for this plan, and nobody else holds it.
+                    unsafe { part(&self.plan, step, self.memory, (0, 1), &mut self.scratch) };
+                }
+            }
+        }
+        self.give(outputs);
+        Ok(())
+    }
+
+    /// As [`Network::run`] on the caller's thread alone, adding each layer's nanoseconds to `times` (one a layer of the plan); what is
+    /// done before the first layer counts for the last entry, which is one more.
+    ///
+    /// # Errors
+    /// As [`Network::run`].
+    pub fn run_timed(
+        &mut self,
+        inputs: &[&[f32]],
+        outputs: &mut Vec<Vec<f32>>,
+        times: &mut Vec<u64>,
+    ) -> Result<(), RunError> {
+        let layers =
+            self.plan.steps.iter().map(|step| step.layer).filter(|i| *i != usize::MAX).max().map_or(0, |i| i + 1);
+        times.resize(layers + 1, 0);
+        let start = Instant::now();
+        self.take(inputs)?;
+        times[layers] += start.elapsed().as_nanos() as u64;
+        for step in &self.plan.steps {
+            let start = Instant::now();
+            // SAFETY: as in `run`.
+            unsafe { part(&self.plan, step, self.memory, (0, 1), &mut self.scratch) };
+            times[step.layer.min(layers)] += start.elapsed().as_nanos() as u64;
+        }
+        let start = Instant::now();
+        self.give(outputs);
+        times[layers] += start.elapsed().as_nanos() as u64;
+        Ok(())
+    }
+
+    fn take(&mut self, inputs: &[&[f32]]) -> Result<(), RunError> {
+        let doors = &self.plan.inputs;
+        if inputs.len() != doors.len() {
+            return Err(RunError::Inputs { expected: doors.len(), got: inputs.len() });
+        }
+        for (door, data) in doors.iter().zip(inputs) {
+            let expected = door.port.shape.len();
+            if data.len() != expected {
+                return Err(RunError::Length { name: door.port.name.clone(), expected, got: data.len() });
+            }
+        }
+        for (door, data) in doors.iter().zip(inputs) {
+            let Place::Bytes(picture) = door.at else { continue };
+            for y in 0..picture.shape.height {
+                // SAFETY: the memory was made for this plan, the lengths were checked, nobody else runs.
+                unsafe { take_row(&self.plan, self.memory, picture, y, door.order, data, &mut self.scratch) };
+            }
+        }
+        Ok(())
+    }
+
+    fn give(&self, outputs: &mut Vec<Vec<f32>>) {
+        outputs.resize_with(self.plan.outputs.len(), Vec::new);
+        for (door, output) in self.plan.outputs.iter().zip(outputs) {
+            output.resize(door.port.shape.len(), 0.0);
+            // SAFETY: the memory was made for this plan, the output has the tensor's length.
+            unsafe { give(self.memory, door, output) };
+        }
+    }
+}
+
+/// Quantises a row with the plan's instructions.
+///
+/// # Safety
+/// As [`quantise_row`].
+unsafe fn take_row(
+    plan: &Inner,
+    memory: Memory,
+    picture: Picture,
+    y: usize,
+    order: Order,
+    data: &[f32],
+    scratch: &mut Scratch,
+) {
+    #[cfg(target_arch = "x86_64")]
+    if plan.isa != crate::isa::Isa::Scalar {
+        #[target_feature(enable = "avx2")]
+        unsafe fn with_avx2(
+            memory: Memory,
+            picture: Picture,
+            y: usize,
+            order: Order,
+            data: &[f32],
+            scratch: &mut Scratch,
+        ) {
+            // SAFETY: the caller vouches.
+            unsafe { quantise_row(memory, picture, y, order, data, scratch) };
+        }
+        // SAFETY: every set but the scalar one includes AVX2; the caller vouches for the rest.
+        unsafe { with_avx2(memory, picture, y, order, data, scratch) };
+        return;
+    }
+    let _ = plan;
+    // SAFETY: the caller vouches.
+    unsafe { quantise_row(memory, picture, y, order, data, scratch) };
+}
+
+/// Writes an output.
+///
+/// # Safety
+/// `memory` belongs to the door's plan, `output` has the tensor's length.
+unsafe fn give(memory: Memory, door: &Door, output: &mut [f32]) {
+    match door.at {
+        Place::Bytes(picture) => {
+            for y in 0..picture.shape.height {
+                // SAFETY: the caller vouches.
+                unsafe { dequantise_row(memory, picture, y, door.order, output.as_mut_ptr()) };
+            }
+        }
+        Place::Floats { base, shape } => {
+            // SAFETY: the plan put the tensor there.
+            let values = unsafe { std::slice::from_raw_parts(memory.floats.add(base), shape.len()) };
+            let pixels = shape.height * shape.width;
+            if door.order == Order::ChannelsLast || pixels == 1 || shape.channels == 1 {
+                output.copy_from_slice(values);
+                return;
+            }
+            for (i, pixel) in values.chunks_exact(shape.channels).enumerate() {
+                for (channel, value) in pixel.iter().enumerate() {
+                    output[channel * pixels + i] = *value;
+                }
+            }
+        }
+    }
+}
+
+/// Does one thread's part of a step.
+///
+/// # Safety
+/// `memory` belongs to the plan; the other parts of this step are all that runs on it meanwhile.
+unsafe fn part(plan: &Inner, step: &Step, memory: Memory, (index, count): (usize, usize), scratch: &mut Scratch) {
+    let share = |n: usize| n * index / count..n * (index + 1) / count;
+    match &step.work {
+        Work::Halo(halo) => {
+            if index == 0 {
+                // SAFETY: the planner put the frame into the arena.
+                unsafe { fill(memory, halo) };
+            }
+        }
+        Work::Layer { layer, rows, columns } => {
+            let area = if *rows >= count {
+                Area { rows: share(*rows), columns: 0..*columns }
+            } else {
+                Area { rows: 0..*rows, columns: share(*columns) }
+            };
+            if !area.rows.is_empty() && !area.columns.is_empty() {
+                // SAFETY: the planner proved the task; parts do not overlap.
+                unsafe { layer.run(memory, area, scratch) };
+            }
+        }
+        Work::Simple(simple) => {
+            let rows = share(simple.rows());
+            if !rows.is_empty() {
+                // SAFETY: as above; the plan was made for a processor that is here.
+                unsafe { simple.run(plan.isa, memory, rows, scratch) };
+            }
+        }
+    }
+}
+
+/// Writes the zero-point around a picture.
+///
+/// # Safety
+/// The frame lies within the arena.
+unsafe fn fill(memory: Memory, halo: &Halo) {
+    // SAFETY: the caller vouches.
+    let fill = |at: usize, count: usize| unsafe { std::ptr::write_bytes(memory.bytes.add(at), halo.value, count) };
+    let (above, height, below) = halo.rows;
+    let (left, width, right) = halo.columns;
+    fill(halo.start, above * halo.pitch);
+    for y in above..above + height {
+        let row = halo.start + y * halo.pitch;
+        fill(row, left);
+        fill(row + left + width, right);
+    }
+    fill(halo.start + (above + height) * halo.pitch, below * halo.pitch);
+}
+
+// --- threads -----------------------------------------------------------------------------------------------------
+
+/// Threads that go through the steps together.
+#[derive(Debug)]
+struct Team {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    threads: Vec<Thread>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// Counts runs; workers sleep until it changes.
+    run: AtomicUsize,
+    stop: AtomicBool,
+    /// Parts of steps done so far, over all threads and runs.
+    done: AtomicUsize,
+    count: usize,
+}
+
+/// Looks before a waiting thread lets others have the processor.
+const SPINS: u32 = 4000;
+
+impl Shared {
+    /// Waits until `target` parts are done.
+    fn wait(&self, target: usize) {
+        let mut spins = 0;
+        // The counter may wrap; threads are never half its range apart.
+        while (self.done.load(Ordering::Acquire).wrapping_sub(target) as isize) < 0 {
+            spins += 1;
+            if spins < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
+        }
+    }
+
+    /// Does the thread's part of run number `run`, counted from 0.
+    fn steps(&self, plan: &Inner, memory: Memory, (index, run): (usize, usize), scratch: &mut Scratch) {
+        let before = run.wrapping_mul(plan.steps.len());
+        for (i, step) in plan.steps.iter().enumerate() {
+            // SAFETY: the memory belongs to the plan, and `wait` keeps all threads within one step.
+            unsafe { part(plan, step, memory, (index, self.count), scratch) };
+            self.done.fetch_add(1, Ordering::AcqRel);
+            self.wait(before.wrapping_add(i + 1).wrapping_mul(self.count));
+        }
+    }
+}
+
+impl Team {
+    fn new(plan: &Arc<Inner>, memory: Memory, count: usize) -> Self {
+        let shared = Arc::new(Shared {
+            run: AtomicUsize::new(0),
+            stop: AtomicBool::new(false),
+            done: AtomicUsize::new(0),
+            count,
+        });
+        let mut workers = Vec::new();
+        for index in 1..count {
+            let (shared, plan) = (shared.clone(), plan.clone());
+            let work = move || {
+                let mut scratch = Scratch::new(plan.scratch);
+                let mut seen = 0;
+                loop {
+                    while shared.run.load(Ordering::Acquire) == seen && !shared.stop.load(Ordering::Acquire) {
+                        std::thread::park();
+                    }
+                    if shared.stop.load(Ordering::Acquire) {
+                        return;
+                    }
+                    shared.steps(&plan, memory, (index, seen), &mut scratch);
+                    seen = seen.wrapping_add(1);
+                }
+            };
+            let thread = std::thread::Builder::new().name(format!("int8-{index}"));
+            match thread.spawn(work) {
+                Ok(handle) => workers.push(handle),
+                // Fewer threads than asked for would wait for each other for ever: none at all then.
+                Err(_) => break,
+            }
+        }
+        let threads = workers.iter().map(|worker| worker.thread().clone()).collect();
+        Self { shared, workers, threads }
+    }
+
+    fn run(&mut self, plan: &Inner, memory: Memory, scratch: &mut Scratch) {
+        if self.workers.len() + 1 < self.shared.count {
+            for step in &plan.steps {
+                // SAFETY: no worker has been woken.
+                unsafe { part(plan, step, memory, (0, 1), scratch) };
+            }
+            return;
+        }
+        let run = self.shared.run.fetch_add(1, Ordering::AcqRel);
+        for thread in &self.threads {
+            thread.unpark();
+        }
+        self.shared.steps(plan, memory, (0, run), scratch);
+    }
+}
+
+impl Drop for Team {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        for worker in self.workers.drain(..) {
+            worker.thread().unpark();
+            // A worker that panicked has nothing left to say.
+            let _ = worker.join();
+        }
+    }
+}
+
+const _: () = assert!(SLACK.is_multiple_of(64), "the arena's slack keeps the alignment of what follows");
