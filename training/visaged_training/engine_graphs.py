@@ -226,6 +226,10 @@ def layers():
         yield from group()
 
 
+# One of them also for LiteRT, so that what calls LiteRT has a test.
+WITH_TFLITE = "block_inverted_residual"
+
+
 def write_layers(out: Path, with_float: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
     index = []
@@ -234,6 +238,10 @@ def write_layers(out: Path, with_float: bool) -> None:
         if with_float:
             onnx.save(g.float_model(), out / f"{g.name}.float.onnx")
         onnx.save(model, out / f"{g.name}.onnx")
+        if g.name == WITH_TFLITE:
+            from . import tflite  # needs the schema that ai-edge-litert brings
+
+            (out / f"{g.name}.tflite").write_bytes(tflite.convert(model))
         # A tenth beyond the range: the input's quantiser has to saturate.
         feed = g.feed(np.random.default_rng(g.seed + 2), beyond=1.1)
         results = session(model).run(None, feed)
@@ -300,7 +308,7 @@ def speed():
 
 
 def write_speed(out: Path, with_float: bool) -> None:
-    from . import tflite  # needs the schema that ai-edge-litert brings; layers do without
+    from . import tflite
 
     out.mkdir(parents=True, exist_ok=True)
     index = []
