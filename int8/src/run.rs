@@ -47,6 +47,9 @@ pub enum RunError {
         /// Values given.
         got: usize,
     },
+    /// A thread of the network ended in a panic: a fault in this library. Make a new network.
+    #[error("a thread of the network has ended; make the network anew and report the panic that was printed")]
+    Thread,
 }
 
 impl Network {
@@ -72,7 +75,7 @@ impl Network {
     pub fn run(&mut self, inputs: &[&[f32]], outputs: &mut Vec<Vec<f32>>) -> Result<(), RunError> {
         self.take(inputs)?;
         match &mut self.team {
-            Some(team) => team.run(&self.plan, self.memory, &mut self.scratch),
+            Some(team) => team.run(&self.plan, self.memory, &mut self.scratch)?,
             None => {
                 for step in &self.plan.steps {
                     // SAFETY: the memory was made for this plan, and nobody else holds it.
@@ -278,6 +281,8 @@ struct Shared {
     stop: AtomicBool,
     /// Parts of steps done so far, over all threads and runs.
     done: AtomicUsize,
+    /// A thread panicked: nobody waits any more.
+    broken: AtomicBool,
     count: usize,
 }
 
@@ -289,7 +294,9 @@ impl Shared {
     fn wait(&self, target: usize) {
         let mut spins = 0;
         // The counter may wrap; threads are never half its range apart.
-        while (self.done.load(Ordering::Acquire).wrapping_sub(target) as isize) < 0 {
+        while (self.done.load(Ordering::Acquire).wrapping_sub(target) as isize) < 0
+            && !self.broken.load(Ordering::Acquire)
+        {
             spins += 1;
             if spins < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
         }
@@ -297,13 +304,27 @@ impl Shared {
 
     /// Does the thread's part of run number `run`, counted from 0.
     fn steps(&self, plan: &Inner, memory: Memory, (index, run): (usize, usize), scratch: &mut Scratch) {
+        let guard = Guard(self);
         let before = run.wrapping_mul(plan.steps.len());
         for (i, step) in plan.steps.iter().enumerate() {
             // SAFETY: the memory belongs to the plan, and `wait` keeps all threads within one step.
             unsafe { part(plan, step, memory, (index, self.count), scratch) };
             self.done.fetch_add(1, Ordering::AcqRel);
             self.wait(before.wrapping_add(i + 1).wrapping_mul(self.count));
+            if self.broken.load(Ordering::Acquire) {
+                break;
+            }
         }
+        std::mem::forget(guard);
+    }
+}
+
+/// Lets nobody wait for a thread that panicked.
+struct Guard<'a>(&'a Shared);
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        self.0.broken.store(true, Ordering::Release);
     }
 }
 
@@ -313,6 +334,7 @@ impl Team {
             run: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             done: AtomicUsize::new(0),
+            broken: AtomicBool::new(false),
             count,
         });
         let mut workers = Vec::new();
@@ -343,19 +365,23 @@ impl Team {
         Self { shared, workers, threads }
     }
 
-    fn run(&mut self, plan: &Inner, memory: Memory, scratch: &mut Scratch) {
+    fn run(&mut self, plan: &Inner, memory: Memory, scratch: &mut Scratch) -> Result<(), RunError> {
+        if self.shared.broken.load(Ordering::Acquire) {
+            return Err(RunError::Thread);
+        }
         if self.workers.len() + 1 < self.shared.count {
             for step in &plan.steps {
                 // SAFETY: no worker has been woken.
                 unsafe { part(plan, step, memory, (0, 1), scratch) };
             }
-            return;
+            return Ok(());
         }
         let run = self.shared.run.fetch_add(1, Ordering::AcqRel);
         for thread in &self.threads {
             thread.unpark();
         }
         self.shared.steps(plan, memory, (0, run), scratch);
+        if self.shared.broken.load(Ordering::Acquire) { Err(RunError::Thread) } else { Ok(()) }
     }
 }
 
