@@ -2,6 +2,8 @@
 
 use std::str::FromStr;
 
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+use crate::kernels::neon::{Neon, NeonDot};
 use crate::kernels::{Kernels, scalar::Scalar};
 
 /// A set of kernels, by the instructions it needs.
@@ -9,6 +11,12 @@ use crate::kernels::{Kernels, scalar::Scalar};
 pub enum Isa {
     /// Plain Rust: the definition.
     Scalar,
+    /// 64-bit ARM without dot products: Cortex-A53, A57, A72.
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    Neon,
+    /// 64-bit ARM with `sdot`: Cortex-A55, A75, A76, A78.
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    NeonDot,
 }
 
 /// A name that is no set of kernels, or one that this processor lacks.
@@ -24,12 +32,22 @@ pub enum IsaError {
 
 impl Isa {
     /// Every set, slowest first.
-    pub const ALL: &[Self] = &[Self::Scalar];
+    pub const ALL: &[Self] = &[
+        Self::Scalar,
+        #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+        Self::Neon,
+        #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+        Self::NeonDot,
+    ];
 
     /// Its name, as the override takes it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Scalar => "scalar",
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Self::Neon => "neon",
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Self::NeonDot => "neon-dot",
         }
     }
 
@@ -37,6 +55,10 @@ impl Isa {
     pub fn is_available(self) -> bool {
         match self {
             Self::Scalar => true,
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Self::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Self::NeonDot => std::arch::is_aarch64_feature_detected!("dotprod"),
         }
     }
 
@@ -54,6 +76,10 @@ impl Isa {
     pub(crate) fn kernels(self) -> &'static dyn Kernels {
         match self {
             Self::Scalar => &Scalar,
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Self::Neon => &Neon,
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Self::NeonDot => &NeonDot,
         }
     }
 }

@@ -15,6 +15,8 @@
 //! [`Store::F32`], within the float buffer) and are not read by the task. Outputs of different pixels and channels do not overlap; bytes
 //! that belong to no output of the task are not written.
 
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+pub(crate) mod neon;
 pub mod scalar;
 #[cfg(test)]
 mod tests;
