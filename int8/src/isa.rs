@@ -4,6 +4,8 @@ use std::str::FromStr;
 
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
 use crate::kernels::neon::{Neon, NeonDot};
+#[cfg(target_arch = "x86_64")]
+use crate::kernels::x86::{Avx2, Avx512Vnni, AvxVnni, X86};
 use crate::kernels::{Kernels, scalar::Scalar};
 
 /// A set of kernels, by the instructions it needs.
@@ -17,6 +19,15 @@ pub enum Isa {
     /// 64-bit ARM with `sdot`: Cortex-A55, A75, A76, A78.
     #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
     NeonDot,
+    /// AVX2.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// AVX-VNNI: dot products of bytes in 256-bit registers.
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni,
+    /// AVX-512 F, BW, VL and VNNI: dot products of bytes in 512-bit registers.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni,
 }
 
 /// A name that is no set of kernels, or one that this processor lacks.
@@ -38,6 +49,12 @@ impl Isa {
         Self::Neon,
         #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
         Self::NeonDot,
+        #[cfg(target_arch = "x86_64")]
+        Self::Avx2,
+        #[cfg(target_arch = "x86_64")]
+        Self::AvxVnni,
+        #[cfg(target_arch = "x86_64")]
+        Self::Avx512Vnni,
     ];
 
     /// Its name, as the override takes it.
@@ -48,6 +65,12 @@ impl Isa {
             Self::Neon => "neon",
             #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
             Self::NeonDot => "neon-dot",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni => "avx-vnni",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni => "avx512-vnni",
         }
     }
 
@@ -59,6 +82,18 @@ impl Isa {
             Self::Neon => std::arch::is_aarch64_feature_detected!("neon"),
             #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
             Self::NeonDot => std::arch::is_aarch64_feature_detected!("dotprod"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => is_x86_feature_detected!("avx2"),
+            #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("avxvnni"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512vnni")
+            }
         }
     }
 
@@ -72,6 +107,11 @@ impl Isa {
         Self::ALL.iter().rev().copied().find(|isa| isa.is_available()).unwrap_or(Self::Scalar)
     }
 
+    /// Its kernels, where this processor can run them: for those who time layers one by one.
+    pub fn kernels_if_available(self) -> Option<&'static dyn Kernels> {
+        self.is_available().then(|| self.kernels())
+    }
+
     /// Its kernels. Running them on a processor that [`Isa::is_available`] denies is undefined.
     pub(crate) fn kernels(self) -> &'static dyn Kernels {
         match self {
@@ -80,6 +120,12 @@ impl Isa {
             Self::Neon => &Neon,
             #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
             Self::NeonDot => &NeonDot,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => &X86(Avx2),
+            #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni => &X86(AvxVnni),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni => &X86(Avx512Vnni),
         }
     }
 }

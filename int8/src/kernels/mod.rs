@@ -20,6 +20,8 @@ pub(crate) mod neon;
 pub mod scalar;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod x86;
 
 use std::ops::Range;
 

@@ -269,7 +269,10 @@ fn run(layer: &dyn Layer, rig: &Rig, split: u32) -> (Vec<u8>, Vec<u32>) {
 }
 
 fn every() -> Vec<(&'static str, &'static dyn Kernels)> {
-    crate::isa::Isa::available().into_iter().map(|isa| (isa.name(), isa.kernels())).collect()
+    let sets = crate::isa::Isa::available().into_iter().map(|isa| (isa.name(), isa.kernels()));
+    #[cfg(target_arch = "x86_64")]
+    let sets = sets.chain(super::x86::vl256::available().map(|kernels| ("avx512-vnni in 256 bits", kernels)));
+    sets.collect()
 }
 
 fn cases() -> u32 {

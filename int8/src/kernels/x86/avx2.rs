@@ -1,0 +1,81 @@
+//! AVX2: products of 16-bit integers, which are exact for any weights, where those of bytes would saturate.
+
+use std::arch::x86_64::*;
+
+use super::lanes256::{One, Product, Taps, Two};
+use super::{Simd, Work};
+
+/// AVX2 without FMA.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Avx2;
+
+impl Simd for Avx2 {
+    type Whole = Two<Self>;
+    type Half = One<Self>;
+    type Wide = Taps<Self>;
+    type Pair = Taps<Self>;
+    type Along = __m256i;
+
+    const WIDEN: bool = true;
+    const ALONG: usize = 16;
+
+    #[inline(always)]
+    unsafe fn enter<W: Work>(work: W) {
+        #[target_feature(enable = "avx2")]
+        unsafe fn inner<W: Work>(work: W) {
+            // SAFETY: by `enter`'s contract.
+            unsafe { work.run() }
+        }
+        // SAFETY: by `enter`'s contract the processor has AVX2.
+        unsafe { inner(work) }
+    }
+
+    #[inline(always)]
+    unsafe fn along(input: *const u8) -> __m256i {
+        // SAFETY: 16 bytes, by the contract.
+        unsafe { _mm256_cvtepu8_epi16(_mm_loadu_si128(input.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_along(sums: __m256i, input: __m256i, weights: *const u8) -> __m256i {
+        // SAFETY: 16 weights of 16 bits, by the contract.
+        unsafe { Self::dense(sums, input, _mm256_load_si256(weights.cast())) }
+    }
+}
+
+impl Product for Avx2 {
+    const STEPS: usize = 2;
+    const HALF_TILE: usize = 8;
+    const SATURATES: bool = true;
+
+    #[inline(always)]
+    unsafe fn dense(sums: __m256i, input: __m256i, weights: __m256i) -> __m256i {
+        // SAFETY: arithmetic only.
+        unsafe { _mm256_add_epi32(sums, _mm256_madd_epi16(input, weights)) }
+    }
+
+    #[inline(always)]
+    unsafe fn bytes(sums: __m256i, quads: __m256i, weights: __m256i) -> __m256i {
+        // SAFETY: arithmetic only; the weights are packed so that no pair saturates.
+        unsafe { Self::dense(sums, _mm256_maddubs_epi16(quads, weights), _mm256_set1_epi16(1)) }
+    }
+}
+
+/// Widens `n` bytes to 16-bit integers, in whole 32.
+///
+/// # Safety
+/// `from` can be read and `to` written that far.
+#[inline(always)]
+pub(super) unsafe fn widen(from: *const u8, to: *mut u8, n: usize) {
+    let mut i = 0;
+    while i < n {
+        // SAFETY: by this function's contract.
+        unsafe {
+            let first = _mm256_cvtepu8_epi16(_mm_loadu_si128(from.add(i).cast()));
+            let second = _mm256_cvtepu8_epi16(_mm_loadu_si128(from.add(i + 16).cast()));
+            _mm256_storeu_si256(to.add(i * 2).cast(), first);
+            _mm256_storeu_si256(to.add(i * 2 + 32).cast(), second);
+        }
+        i += 32;
+    }
+}

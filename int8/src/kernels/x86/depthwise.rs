@@ -1,0 +1,476 @@
+//! Depthwise convolution: a channel in each byte, four taps interleaved into a quad.
+//!
+//! Where input and output are whole tensors and the columns follow one another, a row is one long line of bytes with
+//! weights that repeat; any number of channels fills the vectors then. Otherwise a vector holds 32 channels of a pixel, or 16 of two.
+
+use std::marker::PhantomData;
+
+use super::super::{Area, BLOCK, DenseSpec, DepthwiseSpec, Grid, Layer, Memory, Post, QUAD, Scratch, Store};
+use super::finish::{self, Finish, GENERAL, PLAIN, SLOPE, Way};
+use super::memory::Packed;
+use super::{Bytes, Simd, Work};
+
+/// Bytes of constants that a line's vectors may go through before they crowd out the input.
+const PERIOD_BYTES: usize = 24 * 1024;
+/// Channels of a block of one pixel.
+const PAIR: usize = 2 * BLOCK;
+/// Weights of a pair of bytes that have the same sign add up to no more: 255 * 128 is below 2^15.
+const SAFE: i32 = 128;
+
+/// Where a layer reads and by what it multiplies.
+#[derive(Debug)]
+pub(super) struct Taps {
+    /// Bytes from the pixel's first tap.
+    offsets: Vec<usize>,
+    /// A weight a channel, for each tap.
+    weights: Vec<Vec<i8>>,
+}
+
+/// Four taps that are multiplied together.
+struct Quad {
+    taps: [usize; QUAD],
+    /// For each channel.
+    weights: Vec<[i8; QUAD]>,
+}
+
+impl Taps {
+    pub(super) fn of(spec: &DepthwiseSpec) -> Self {
+        let taps = 0..spec.kernel_rows * spec.kernel_columns;
+        let offset = |t| (t / spec.kernel_columns) * spec.tap_row + (t % spec.kernel_columns) * spec.tap_column;
+        let weights = |t| spec.weights[t * spec.padded()..][..spec.channels].to_vec();
+        Self { offsets: taps.clone().map(offset).collect(), weights: taps.map(weights).collect() }
+    }
+
+    /// A dense layer from one channel to one is a depthwise one. Only where its rows are lines of bytes is that the faster way.
+    pub(super) fn of_single_channel(spec: &DenseSpec) -> Option<Self> {
+        let (input, output) = (spec.grid.input.pixel, spec.grid.output.pixel);
+        if spec.channels != 1 || input != 1 || output != 1 || !matches!(spec.post.store, Store::U8 { .. }) {
+            return None;
+        }
+        let all = (0..spec.runs.len()).flat_map(|run| (0..spec.quads * QUAD).map(move |byte| (run, byte)));
+        let mut taps: Vec<_> = all
+            .map(|(run, byte)| {
+                let tap = spec.runs[run];
+                (tap.row * spec.tap_row + tap.offset + byte, spec.weight(0, run, byte / QUAD, byte % QUAD))
+            })
+            .collect();
+        // The quads are filled up with bytes that have no weight; the first byte is always the layer's.
+        let first = taps[0];
+        taps.retain(|&(_, weight)| weight != 0);
+        if taps.is_empty() {
+            taps.push(first);
+        }
+        Some(Self {
+            offsets: taps.iter().map(|tap| tap.0).collect(),
+            weights: taps.iter().map(|tap| vec![tap.1]).collect(),
+        })
+    }
+
+    fn quad(&self, taps: [usize; QUAD], weights: impl Fn(usize) -> Option<[i8; QUAD]>) -> Option<Quad> {
+        let weights = (0..self.weights[0].len()).map(weights).collect::<Option<_>>()?;
+        Some(Quad { taps, weights })
+    }
+
+    /// Taps by four, each with its weight.
+    fn quads(&self) -> Vec<Quad> {
+        let count = self.offsets.len();
+        let taps = |t: usize| std::array::from_fn(|i| (t + i).min(count - 1));
+        let weight = |t: usize, channel: usize| self.weights.get(t).map_or(0, |weights| weights[channel]);
+        let quad = |t| self.quad(taps(t), |channel| Some(std::array::from_fn(|i| weight(t + i, channel))));
+        (0..count).step_by(QUAD).filter_map(quad).collect()
+    }
+
+    /// Quads whose pairs do not saturate: as many taps in each as its weights allow. A tap that stands in both pairs has its weight split.
+    fn safe_quads(&self) -> Vec<Quad> {
+        let mut quads = Vec::new();
+        let mut t = 0;
+        while t < self.offsets.len() {
+            let (quad, taken) = self.safe_quad(t);
+            quads.push(quad);
+            t += taken;
+        }
+        quads
+    }
+
+    fn safe_quad(&self, t: usize) -> (Quad, usize) {
+        let left = self.offsets.len() - t;
+        let w = |t: usize, channel: usize| i32::from(self.weights[t][channel]);
+        let exact = |weights: [i32; QUAD]| {
+            let fits = weights.iter().all(|&weight| i8::try_from(weight).is_ok());
+            (fits && is_safe(weights[0], weights[1]) && is_safe(weights[2], weights[3]))
+                .then(|| weights.map(|weight| weight as i8))
+        };
+        let four = || {
+            let taps = std::array::from_fn(|i| t + i);
+            self.quad(taps, |channel| exact(taps.map(|t| w(t, channel))))
+        };
+        let three = || {
+            self.quad([t, t + 1, t + 2, t], |channel| {
+                let (a, b, c) = (w(t, channel), w(t + 1, channel), w(t + 2, channel));
+                let part = if (a < 0) == (b < 0) { a.signum() * a.abs().min(SAFE - b.abs()) } else { a };
+                exact([part, b, c, a - part])
+            })
+        };
+        let two = |second: usize| {
+            self.quad([t, second, t, second], |channel| {
+                let (a, b) = (w(t, channel), if second == t { 0 } else { w(second, channel) });
+                exact([a / 2, b / 2, a - a / 2, b - b / 2])
+            })
+        };
+        let most = if left >= 4 { four().map(|quad| (quad, 4)) } else { None };
+        let most = most.or_else(|| if left >= 3 { three().map(|quad| (quad, 3)) } else { None });
+        let halves = || two(t + 1 - usize::from(left == 1)).map(|quad| (quad, left.min(2)));
+        most.or_else(halves).expect("halves of two weights are at most 64 each")
+    }
+}
+
+fn is_safe(a: i32, b: i32) -> bool {
+    a.max(0) + b.max(0) <= SAFE && a.min(0) + b.min(0) >= -SAFE
+}
+
+/// A packed layer.
+#[derive(Debug)]
+pub(super) struct Depthwise<S> {
+    grid: Grid,
+    channels: usize,
+    finish: Finish,
+    shape: Layout,
+    of: PhantomData<S>,
+}
+
+#[derive(Debug)]
+enum Layout {
+    /// Rows are lines of bytes; constants repeat after so many vectors.
+    Line(Packing, usize),
+    /// Blocks of 32 channels, the last of them of up to 16 in two pixels.
+    Pixels { whole: Packing, split: Packing },
+}
+
+/// Constants of vectors of `width` bytes.
+#[derive(Debug)]
+struct Packing {
+    width: usize,
+    /// Where the four taps of each quad are, in bytes from the pixel's first.
+    offsets: Box<[[usize; QUAD]]>,
+    /// `[vector][quad][4][width]`.
+    weights: Packed<u8>,
+    /// `[vector][4][width / 4]`, as the others.
+    bias: Packed<i32>,
+    scale: Packed<f32>,
+    slope: Packed<f32>,
+}
+
+impl Packing {
+    /// For so many vectors; `channel` says which channel each of their bytes belongs to.
+    fn new<B: Bytes>(taps: &Taps, finish: &Finish, vectors: usize, channel: impl Fn(usize) -> Option<usize>) -> Self {
+        let quads = if B::SATURATES { taps.safe_quads() } else { taps.quads() };
+        let lanes = B::WIDTH / 4;
+        // Sum `lane` of vector `i` belongs to this byte; see `Bytes`.
+        let byte = |i: usize, lane: usize| lane / 4 * 16 + i * 4 + lane % 4;
+        let order = || {
+            let places = (0..4).flat_map(move |i| (0..lanes).map(move |lane| (i, lane)));
+            (0..vectors).flat_map(move |v| places.clone().map(move |(i, lane)| v * B::WIDTH + byte(i, lane)))
+        };
+        let mut weights = Vec::new();
+        for vector in 0..vectors {
+            for quad in &quads {
+                for (i, lane) in (0..4).flat_map(|i| (0..lanes).map(move |lane| (i, lane))) {
+                    let channel = channel(vector * B::WIDTH + byte(i, lane));
+                    weights
+                        .extend(channel.map_or([0; QUAD], |channel| quad.weights[channel].map(|weight| weight as u8)));
+                }
+            }
+        }
+        let bias: Vec<_> = order().map(|byte| channel(byte).map_or(0, |channel| finish.post.bias[channel])).collect();
+        let scale: Vec<_> =
+            order().map(|byte| channel(byte).map_or(0.0, |channel| finish.post.scale[channel])).collect();
+        let slope: Vec<_> = order().map(|byte| channel(byte).map_or(1.0, |channel| finish.slopes[channel])).collect();
+        Self {
+            width: B::WIDTH,
+            offsets: quads.iter().map(|quad| quad.taps.map(|tap| taps.offsets[tap])).collect(),
+            weights: Packed::new(&weights),
+            bias: Packed::new(&bias),
+            scale: Packed::new(&scale),
+            slope: Packed::new(&slope),
+        }
+    }
+
+    /// Constants of one vector.
+    ///
+    /// # Safety
+    /// There is such a vector.
+    #[inline(always)]
+    unsafe fn constants(&self, vector: usize) -> Constants {
+        // SAFETY: by this function's contract.
+        unsafe {
+            Constants {
+                weights: self.weights.at(vector * self.offsets.len() * 4 * self.width),
+                bias: self.bias.at(vector * self.width),
+                scale: self.scale.at(vector * self.width),
+                slope: self.slope.at(vector * self.width),
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Constants {
+    weights: *const u8,
+    bias: *const i32,
+    scale: *const f32,
+    slope: *const f32,
+}
+
+fn greatest_common_divisor(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { greatest_common_divisor(b, a % b) }
+}
+
+impl<S: Simd> Depthwise<S> {
+    pub(super) fn new(taps: Taps, grid: &Grid, channels: usize, post: Post) -> Self {
+        let finish = Finish::new(post);
+        let period = channels / greatest_common_divisor(channels, S::Wide::WIDTH);
+        let bytes = period * S::Wide::WIDTH * (12 + taps.offsets.len().next_multiple_of(4));
+        let in_line = grid.input.pixel == channels && grid.output.pixel == channels && finish.way != Way::General;
+        let shape = if in_line && bytes <= PERIOD_BYTES {
+            Layout::Line(Packing::new::<S::Wide>(&taps, &finish, period, |byte| Some(byte % channels)), period)
+        } else {
+            let rest = channels % PAIR;
+            let split = if rest <= BLOCK { rest } else { 0 };
+            let whole = channels - split;
+            let within = |byte| (byte < whole).then_some(byte);
+            let twice = |byte: usize| (byte % BLOCK < split).then_some(whole + byte % BLOCK);
+            Layout::Pixels {
+                whole: Packing::new::<S::Pair>(&taps, &finish, whole.div_ceil(PAIR), within),
+                split: Packing::new::<S::Pair>(&taps, &finish, usize::from(split > 0), twice),
+            }
+        };
+        Self { grid: *grid, channels, finish, shape, of: PhantomData }
+    }
+
+    /// A row of output pixels.
+    ///
+    /// # Safety
+    /// As for [`Layer::run`]; `input` and `output` are of the first of `pixels` pixels.
+    unsafe fn row(&self, input: *const u8, output: *mut u8, pixels: usize) {
+        let width = self.finish.width();
+        match &self.shape {
+            Layout::Line(packing, period) => {
+                let line = Line {
+                    packing,
+                    period: *period,
+                    input,
+                    output,
+                    bytes: pixels * self.channels,
+                    finish: &self.finish,
+                };
+                // SAFETY: by this function's contract; a line never has a general finish.
+                unsafe {
+                    match self.finish.way {
+                        Way::Slope => S::enter(LineOf::<S::Wide, SLOPE>(line, PhantomData)),
+                        _ => S::enter(LineOf::<S::Wide, PLAIN>(line, PhantomData)),
+                    }
+                }
+            }
+            Layout::Pixels { whole, split } => {
+                let mut start = 0;
+                while start < self.channels {
+                    let rest = self.channels - start;
+                    let is_split = rest <= BLOCK;
+                    let row = Pixels {
+                        packing: if is_split { split } else { whole },
+                        vector: if is_split { 0 } else { start / PAIR },
+                        start,
+                        channels: rest.min(PAIR),
+                        input: input.wrapping_add(start),
+                        output: output.wrapping_add(start * width),
+                        input_step: self.grid.input.pixel,
+                        output_step: self.grid.output.pixel * width,
+                        pixels,
+                        finish: &self.finish,
+                    };
+                    // SAFETY: by this function's contract.
+                    unsafe {
+                        match (self.finish.way, is_split) {
+                            (Way::Plain, false) => S::enter(PixelsOf::<S::Pair, PLAIN, false>(row, PhantomData)),
+                            (Way::Slope, false) => S::enter(PixelsOf::<S::Pair, SLOPE, false>(row, PhantomData)),
+                            (Way::General, false) => S::enter(PixelsOf::<S::Pair, GENERAL, false>(row, PhantomData)),
+                            (Way::Plain, true) => S::enter(PixelsOf::<S::Pair, PLAIN, true>(row, PhantomData)),
+                            (Way::Slope, true) => S::enter(PixelsOf::<S::Pair, SLOPE, true>(row, PhantomData)),
+                            (Way::General, true) => S::enter(PixelsOf::<S::Pair, GENERAL, true>(row, PhantomData)),
+                        }
+                    }
+                    start += PAIR;
+                }
+            }
+        }
+    }
+}
+
+impl<S: Simd> Layer for Depthwise<S> {
+    unsafe fn run(&self, memory: Memory, area: Area, _: &mut Scratch) {
+        let pixels = area.columns.len();
+        if pixels == 0 {
+            return;
+        }
+        for y in area.rows {
+            let input = memory.bytes.wrapping_add(self.grid.input.at(y, area.columns.start));
+            let at = self.grid.output.at(y, area.columns.start);
+            let output = match self.finish.width() {
+                1 => memory.bytes.wrapping_add(at),
+                _ => memory.floats.wrapping_add(at).cast(),
+            };
+            // SAFETY: the row is the area's.
+            unsafe { self.row(input, output, pixels) };
+        }
+    }
+}
+
+/// Sums of one vector, whose taps `load` reads.
+///
+/// # Safety
+/// The constants are those of `offsets`, and `load` can read at each of them.
+#[inline(always)]
+unsafe fn sums<B: Bytes>(
+    offsets: &[[usize; QUAD]],
+    constants: Constants,
+    load: impl Fn(usize) -> B::Vector,
+) -> [B::Sums; 4] {
+    // SAFETY: by this function's contract.
+    unsafe {
+        let mut sums: [B::Sums; 4] = std::array::from_fn(|i| B::sums(constants.bias.add(i * B::WIDTH / 4)));
+        let mut weights = constants.weights;
+        for offsets in offsets {
+            let quads = B::interleave([load(offsets[0]), load(offsets[1]), load(offsets[2]), load(offsets[3])]);
+            for (i, sums) in sums.iter_mut().enumerate() {
+                *sums = B::dot(*sums, quads[i], weights.add(i * B::WIDTH));
+            }
+            weights = weights.add(4 * B::WIDTH);
+        }
+        sums
+    }
+}
+
+/// Scales and rounds.
+///
+/// # Safety
+/// The constants are those of the sums.
+#[inline(always)]
+unsafe fn finished<B: Bytes, const WAY: u8>(sums: [B::Sums; 4], constants: Constants, finish: &Finish) -> B::Vector {
+    // SAFETY: by this function's contract.
+    unsafe {
+        match WAY {
+            SLOPE => B::finish::<true>(sums, constants.scale, constants.slope, &finish.bounds),
+            _ => B::finish::<false>(sums, constants.scale, constants.slope, &finish.bounds),
+        }
+    }
+}
+
+/// Bytes side by side.
+#[derive(Clone, Copy)]
+struct Line<'a> {
+    packing: &'a Packing,
+    period: usize,
+    input: *const u8,
+    output: *mut u8,
+    bytes: usize,
+    finish: &'a Finish,
+}
+
+struct LineOf<'a, B, const WAY: u8>(Line<'a>, PhantomData<B>);
+
+impl<B: Bytes, const WAY: u8> Work for LineOf<'_, B, WAY> {
+    #[inline(always)]
+    unsafe fn run(self) {
+        let line = self.0;
+        let (mut at, mut vector) = (0, 0);
+        while at < line.bytes {
+            // SAFETY: `vector` is below the period; bytes behind the line's end are slack, and are not written.
+            unsafe {
+                let constants = line.packing.constants(vector);
+                let input = line.input.add(at);
+                let sums = sums::<B>(&line.packing.offsets, constants, |offset| B::load(input.add(offset)));
+                let bytes = finished::<B, WAY>(sums, constants, line.finish);
+                let (output, left) = (line.output.add(at), line.bytes - at);
+                if left >= B::WIDTH { B::store(bytes, output) } else { B::store_some(bytes, output, left) }
+            }
+            at += B::WIDTH;
+            vector = if vector + 1 == line.period { 0 } else { vector + 1 };
+        }
+    }
+}
+
+/// Up to 32 channels of pixels.
+#[derive(Clone, Copy)]
+struct Pixels<'a> {
+    packing: &'a Packing,
+    vector: usize,
+    start: usize,
+    channels: usize,
+    input: *const u8,
+    output: *mut u8,
+    input_step: usize,
+    output_step: usize,
+    pixels: usize,
+    finish: &'a Finish,
+}
+
+struct PixelsOf<'a, B, const WAY: u8, const SPLIT: bool>(Pixels<'a>, PhantomData<B>);
+
+impl<B: Bytes, const WAY: u8, const SPLIT: bool> Work for PixelsOf<'_, B, WAY, SPLIT> {
+    #[inline(always)]
+    unsafe fn run(self) {
+        let row = self.0;
+        let mut x = 0;
+        while x < row.pixels {
+            // SAFETY: there are constants for the block; the pixels are the row's.
+            unsafe {
+                let constants = row.packing.constants(row.vector);
+                // The last of an odd number of pixels is computed twice.
+                let other = if SPLIT { (x + 1).min(row.pixels - 1) } else { x };
+                let (input, second) = (row.input.add(x * row.input_step), row.input.add(other * row.input_step));
+                let sums = sums::<B>(&row.packing.offsets, constants, |offset| match SPLIT {
+                    true => B::load_two(input.add(offset), second.add(offset)),
+                    false => B::load(input.add(offset)),
+                });
+                let (output, second) = (row.output.add(x * row.output_step), row.output.add(other * row.output_step));
+                if WAY == GENERAL {
+                    row.put_general::<B, SPLIT>(sums, output, second);
+                } else {
+                    let bytes = finished::<B, WAY>(sums, constants, row.finish);
+                    match SPLIT {
+                        true => B::store_two(bytes, output, second, row.channels),
+                        false if row.channels >= B::WIDTH => B::store(bytes, output),
+                        false => B::store_some(bytes, output, row.channels),
+                    }
+                }
+            }
+            x += if SPLIT { 2 } else { 1 };
+        }
+    }
+}
+
+impl Pixels<'_> {
+    /// Finishes and writes the sums of a vector for any finish.
+    ///
+    /// # Safety
+    /// The outputs are the row's.
+    #[inline(always)]
+    unsafe fn put_general<B: Bytes, const SPLIT: bool>(&self, sums: [B::Sums; 4], output: *mut u8, second: *mut u8) {
+        let mut spilled = [0i32; PAIR];
+        // SAFETY: 32 sums; the constants are filled up to whole blocks; outputs as by this function's contract.
+        unsafe {
+            B::spill(sums, spilled.as_mut_ptr());
+            for half in 0..2 {
+                let within = if SPLIT { 0 } else { half * BLOCK };
+                if within >= self.channels {
+                    break;
+                }
+                let (post, channel) = (&self.finish.post, self.start + within);
+                let (scale, slope) = (post.scale[channel..].as_ptr(), self.finish.slopes[channel..].as_ptr());
+                let values = finish::general(post, spilled.as_ptr().add(half * BLOCK), scale, slope);
+                let to = if SPLIT && half == 1 { second } else { output.add(within * self.finish.width()) };
+                finish::put(post, &values, to, (self.channels - within).min(BLOCK));
+            }
+        }
+    }
+}

@@ -1,0 +1,367 @@
+//! 256-bit vectors: everything but the product itself, which a set of instructions gives.
+
+use std::arch::x86_64::*;
+use std::marker::PhantomData;
+
+use super::super::BLOCK;
+use super::finish::Bounds;
+use super::{Bytes, Lanes};
+
+/// Products that a set of instructions has.
+///
+/// # Safety
+/// As for [`Simd`](super::Simd).
+pub(super) trait Product: 'static {
+    /// As [`Lanes::STEPS`].
+    const STEPS: usize;
+    /// As [`Lanes::TILE`], for 8 channels.
+    const HALF_TILE: usize;
+    /// As [`Bytes::SATURATES`].
+    const SATURATES: bool;
+
+    /// Adds the products of a dense layer: pairs of 16-bit integers, or quads of bytes, as `STEPS` says.
+    unsafe fn dense(sums: __m256i, input: __m256i, weights: __m256i) -> __m256i;
+    /// Adds the products of quads of bytes.
+    unsafe fn bytes(sums: __m256i, quads: __m256i, weights: __m256i) -> __m256i;
+}
+
+/// Eight sums, scaled and rounded.
+#[inline(always)]
+unsafe fn round<const SLOPE: bool>(sums: __m256i, scale: *const f32, slope: *const f32) -> __m256i {
+    // SAFETY: 8 scales and slopes can be read, by the callers' contracts.
+    unsafe {
+        let value = _mm256_mul_ps(_mm256_cvtepi32_ps(sums), _mm256_loadu_ps(scale));
+        let value = match SLOPE {
+            true => _mm256_blendv_ps(value, _mm256_mul_ps(value, _mm256_loadu_ps(slope)), value),
+            false => value,
+        };
+        _mm256_cvtps_epi32(value)
+    }
+}
+
+/// Writes the first `count` of 16 bytes.
+///
+/// # Safety
+/// `count` bytes can be written at `to`.
+#[inline(always)]
+unsafe fn store_some(bytes: __m128i, to: *mut u8, count: usize) {
+    // SAFETY: each piece lies within `count` bytes.
+    unsafe {
+        if count >= BLOCK {
+            _mm_storeu_si128(to.cast(), bytes);
+            return;
+        }
+        let (mut rest, mut to) = (bytes, to);
+        if count & 8 != 0 {
+            _mm_storel_epi64(to.cast(), rest);
+            (rest, to) = (_mm_srli_si128::<8>(rest), to.add(8));
+        }
+        if count & 4 != 0 {
+            to.cast::<i32>().write_unaligned(_mm_cvtsi128_si32(rest));
+            (rest, to) = (_mm_srli_si128::<4>(rest), to.add(4));
+        }
+        if count & 2 != 0 {
+            to.cast::<i16>().write_unaligned(_mm_cvtsi128_si32(rest) as i16);
+            (rest, to) = (_mm_srli_si128::<2>(rest), to.add(2));
+        }
+        if count & 1 != 0 {
+            to.write(_mm_cvtsi128_si32(rest) as u8);
+        }
+    }
+}
+
+/// 16 words to bytes within the bounds, zero-point added.
+#[inline(always)]
+unsafe fn bytes_of(low: __m128i, high: __m128i, bounds: &Bounds) -> __m128i {
+    // SAFETY: loads from `bounds`, the rest is arithmetic, compiled for AVX2.
+    unsafe {
+        let bytes = _mm_packus_epi16(low, high);
+        let bytes = _mm_max_epu8(bytes, _mm_load_si128(bounds.low.as_ptr().cast()));
+        _mm_min_epu8(bytes, _mm_load_si128(bounds.high.as_ptr().cast()))
+    }
+}
+
+/// How the sums of 16 channels lie in two vectors, so that packing brings them into order.
+const TWO_ORDER: [usize; BLOCK] = [0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15];
+/// Eight channels in one vector.
+const ONE_ORDER: [usize; BLOCK] = [0, 1, 2, 3, 4, 5, 6, 7, 0, 0, 0, 0, 0, 0, 0, 0];
+
+/// Finishing of 16 channels in two vectors, whatever the products.
+#[inline(always)]
+unsafe fn store_two_vectors(rounded: [__m256i; 2], bounds: &Bounds, to: *mut u8, count: usize) {
+    // SAFETY: `count` bytes can be written, by the callers' contracts.
+    unsafe {
+        let words = _mm256_packs_epi32(rounded[0], rounded[1]);
+        let words = _mm256_adds_epi16(words, _mm256_load_si256(bounds.zero.as_ptr().cast()));
+        let bytes = bytes_of(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words), bounds);
+        store_some(bytes, to, count);
+    }
+}
+
+/// Finishing of 8 channels in one vector.
+#[inline(always)]
+unsafe fn store_one_vector(rounded: __m256i, bounds: &Bounds, to: *mut u8, count: usize) {
+    // SAFETY: `count` bytes can be written, by the callers' contracts.
+    unsafe {
+        let words = _mm_packs_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256::<1>(rounded));
+        let words = _mm_adds_epi16(words, _mm_load_si128(bounds.zero.as_ptr().cast()));
+        store_some(bytes_of(words, words, bounds), to, count);
+    }
+}
+
+/// Writes the sums of 16 channels in channel order.
+#[inline(always)]
+unsafe fn spill_two_vectors(sums: [__m256i; 2], to: *mut i32) {
+    // SAFETY: 16 values, by the callers' contracts.
+    unsafe {
+        for (i, sums) in sums.into_iter().enumerate() {
+            _mm_storeu_si128(to.add(i * 4).cast(), _mm256_castsi256_si128(sums));
+            _mm_storeu_si128(to.add(8 + i * 4).cast(), _mm256_extracti128_si256::<1>(sums));
+        }
+    }
+}
+
+/// 16 channels.
+pub(super) struct Two<P>(PhantomData<P>);
+
+impl<P: Product> Lanes for Two<P> {
+    type Sums = [__m256i; 2];
+    type Input = __m256i;
+
+    const CHANNELS: usize = BLOCK;
+    const ORDER: [usize; BLOCK] = TWO_ORDER;
+    const TILE: usize = 6;
+    const BLOCKS: usize = 1;
+    const STEPS: usize = P::STEPS;
+
+    #[inline(always)]
+    unsafe fn load(from: *const i32) -> Self::Sums {
+        // SAFETY: 16 values, by the contract.
+        unsafe { [_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(8).cast())] }
+    }
+
+    #[inline(always)]
+    unsafe fn input(from: *const u8) -> __m256i {
+        // SAFETY: 4 bytes, by the contract.
+        unsafe { _mm256_set1_epi32(from.cast::<i32>().read_unaligned()) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot(sums: Self::Sums, input: __m256i, weights: *const u8) -> Self::Sums {
+        // SAFETY: 64 bytes of weights, by the contract.
+        unsafe {
+            [
+                P::dense(sums[0], input, _mm256_load_si256(weights.cast())),
+                P::dense(sums[1], input, _mm256_load_si256(weights.add(32).cast())),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn round<const SLOPE: bool>(sums: Self::Sums, scale: *const f32, slope: *const f32) -> Self::Sums {
+        // SAFETY: 16 of each, by the contract.
+        unsafe { [round::<SLOPE>(sums[0], scale, slope), round::<SLOPE>(sums[1], scale.add(8), slope.add(8))] }
+    }
+
+    #[inline(always)]
+    unsafe fn store(rounded: Self::Sums, bounds: &Bounds, to: *mut u8, count: usize) {
+        // SAFETY: by the contract.
+        unsafe { store_two_vectors(rounded, bounds, to, count) };
+    }
+
+    #[inline(always)]
+    unsafe fn spill(sums: Self::Sums, to: *mut i32) {
+        // SAFETY: by the contract.
+        unsafe { spill_two_vectors(sums, to) };
+    }
+}
+
+/// 8 channels.
+pub(super) struct One<P>(PhantomData<P>);
+
+impl<P: Product> Lanes for One<P> {
+    type Sums = __m256i;
+    type Input = __m256i;
+
+    const CHANNELS: usize = 8;
+    const ORDER: [usize; BLOCK] = ONE_ORDER;
+    const TILE: usize = P::HALF_TILE;
+    const BLOCKS: usize = 1;
+    const STEPS: usize = P::STEPS;
+
+    #[inline(always)]
+    unsafe fn load(from: *const i32) -> __m256i {
+        // SAFETY: 8 values, by the contract.
+        unsafe { _mm256_loadu_si256(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn input(from: *const u8) -> __m256i {
+        // SAFETY: 4 bytes, by the contract.
+        unsafe { _mm256_set1_epi32(from.cast::<i32>().read_unaligned()) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot(sums: __m256i, input: __m256i, weights: *const u8) -> __m256i {
+        // SAFETY: 32 bytes of weights, by the contract.
+        unsafe { P::dense(sums, input, _mm256_load_si256(weights.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn round<const SLOPE: bool>(sums: __m256i, scale: *const f32, slope: *const f32) -> __m256i {
+        // SAFETY: 8 of each, by the contract.
+        unsafe { round::<SLOPE>(sums, scale, slope) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(rounded: __m256i, bounds: &Bounds, to: *mut u8, count: usize) {
+        // SAFETY: by the contract.
+        unsafe { store_one_vector(rounded, bounds, to, count) };
+    }
+
+    #[inline(always)]
+    unsafe fn spill(sums: __m256i, to: *mut i32) {
+        // SAFETY: 8 values, by the contract.
+        unsafe { _mm256_storeu_si256(to.cast(), sums) };
+    }
+}
+
+/// 32 bytes of a depthwise layer.
+pub(super) struct Taps<P>(PhantomData<P>);
+
+impl<P: Product> Bytes for Taps<P> {
+    type Vector = __m256i;
+    type Sums = __m256i;
+
+    const WIDTH: usize = 32;
+    const SATURATES: bool = P::SATURATES;
+
+    #[inline(always)]
+    unsafe fn load(from: *const u8) -> __m256i {
+        // SAFETY: 32 bytes, by the contract.
+        unsafe { _mm256_loadu_si256(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_two(first: *const u8, second: *const u8) -> __m256i {
+        // SAFETY: 16 bytes each, by the contract.
+        unsafe { _mm256_loadu2_m128i(second.cast(), first.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn interleave(taps: [__m256i; 4]) -> [__m256i; 4] {
+        // SAFETY: arithmetic only, compiled for AVX2.
+        unsafe { interleave(taps) }
+    }
+
+    #[inline(always)]
+    unsafe fn sums(from: *const i32) -> __m256i {
+        // SAFETY: 8 values, by the contract.
+        unsafe { _mm256_loadu_si256(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot(sums: __m256i, quads: __m256i, weights: *const u8) -> __m256i {
+        // SAFETY: 32 weights, by the contract.
+        unsafe { P::bytes(sums, quads, _mm256_load_si256(weights.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn finish<const SLOPE: bool>(
+        sums: [__m256i; 4],
+        scale: *const f32,
+        slope: *const f32,
+        bounds: &Bounds,
+    ) -> __m256i {
+        // SAFETY: 32 of each, by the contract.
+        unsafe { finish::<SLOPE>(sums, scale, slope, bounds) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(bytes: __m256i, to: *mut u8) {
+        // SAFETY: 32 bytes, by the contract.
+        unsafe { _mm256_storeu_si256(to.cast(), bytes) };
+    }
+
+    #[inline(always)]
+    unsafe fn store_some(bytes: __m256i, to: *mut u8, count: usize) {
+        // SAFETY: `count` bytes, by the contract.
+        unsafe { store_some_of_32(bytes, to, count) };
+    }
+
+    #[inline(always)]
+    unsafe fn store_two(bytes: __m256i, first: *mut u8, second: *mut u8, count: usize) {
+        // SAFETY: `count` bytes each, by the contract.
+        unsafe {
+            store_some(_mm256_castsi256_si128(bytes), first, count);
+            store_some(_mm256_extracti128_si256::<1>(bytes), second, count);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn spill(sums: [__m256i; 4], to: *mut i32) {
+        // SAFETY: 32 values, by the contract.
+        unsafe { spill_32(sums, to) };
+    }
+}
+
+/// Four vectors by byte position into four vectors of quads.
+#[inline(always)]
+unsafe fn interleave(taps: [__m256i; 4]) -> [__m256i; 4] {
+    // SAFETY: arithmetic only, compiled for AVX2.
+    unsafe {
+        let (low, high) = (_mm256_unpacklo_epi8(taps[0], taps[1]), _mm256_unpackhi_epi8(taps[0], taps[1]));
+        let (low_, high_) = (_mm256_unpacklo_epi8(taps[2], taps[3]), _mm256_unpackhi_epi8(taps[2], taps[3]));
+        [
+            _mm256_unpacklo_epi16(low, low_),
+            _mm256_unpackhi_epi16(low, low_),
+            _mm256_unpacklo_epi16(high, high_),
+            _mm256_unpackhi_epi16(high, high_),
+        ]
+    }
+}
+
+/// Scales and rounds the sums of 32 bytes.
+#[inline(always)]
+unsafe fn finish<const SLOPE: bool>(
+    sums: [__m256i; 4],
+    scale: *const f32,
+    slope: *const f32,
+    bounds: &Bounds,
+) -> __m256i {
+    // SAFETY: 32 scales and slopes, by the callers' contracts.
+    unsafe {
+        let rounded: [__m256i; 4] =
+            std::array::from_fn(|i| round::<SLOPE>(sums[i], scale.add(i * 8), slope.add(i * 8)));
+        let zero = _mm256_load_si256(bounds.zero.as_ptr().cast());
+        let low = _mm256_adds_epi16(_mm256_packs_epi32(rounded[0], rounded[1]), zero);
+        let high = _mm256_adds_epi16(_mm256_packs_epi32(rounded[2], rounded[3]), zero);
+        let bytes = _mm256_packus_epi16(low, high);
+        let bytes = _mm256_max_epu8(bytes, _mm256_load_si256(bounds.low.as_ptr().cast()));
+        _mm256_min_epu8(bytes, _mm256_load_si256(bounds.high.as_ptr().cast()))
+    }
+}
+
+/// Writes the first `count` of 32 bytes.
+#[inline(always)]
+unsafe fn store_some_of_32(bytes: __m256i, to: *mut u8, count: usize) {
+    // SAFETY: `count` bytes, by the callers' contracts.
+    unsafe {
+        store_some(_mm256_castsi256_si128(bytes), to, count);
+        if count > BLOCK {
+            store_some(_mm256_extracti128_si256::<1>(bytes), to.add(BLOCK), count - BLOCK);
+        }
+    }
+}
+
+/// Writes the sums of 32 bytes in byte order.
+#[inline(always)]
+unsafe fn spill_32(sums: [__m256i; 4], to: *mut i32) {
+    // SAFETY: 32 values, by the callers' contracts.
+    unsafe {
+        for (i, sums) in sums.into_iter().enumerate() {
+            _mm_storeu_si128(to.add(i * 4).cast(), _mm256_castsi256_si128(sums));
+            _mm_storeu_si128(to.add(BLOCK + i * 4).cast(), _mm256_extracti128_si256::<1>(sums));
+        }
+    }
+}

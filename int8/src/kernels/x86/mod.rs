@@ -1,0 +1,185 @@
+//! Kernels for x86-64: AVX2, AVX-VNNI (256 bits) and AVX-512 VNNI.
+//!
+//! The loops exist once, generic over [`Simd`]; a set of instructions gives a few primitives. Every loop is an inlined
+//! [`Work`] that [`Simd::enter`] compiles with that set's instructions switched on. Knows the tasks of the parent module
+//! and nothing else.
+//!
+//! Invariant of all of it: a kernel writes the outputs of its task and nothing else, and reads at most [`SLACK`](super::SLACK)
+//! bytes beside what the task names.
+
+mod avx2;
+mod avx512;
+mod avx_vnni;
+mod dense;
+mod depthwise;
+mod few;
+mod finish;
+mod lanes256;
+mod memory;
+mod strips;
+#[cfg(test)]
+pub(super) mod vl256;
+
+use std::fmt::Debug;
+
+pub(crate) use avx_vnni::AvxVnni;
+pub(crate) use avx2::Avx2;
+pub(crate) use avx512::Avx512Vnni;
+
+use super::{BLOCK, DenseSpec, DepthwiseSpec, Kernels, Layer};
+use finish::Bounds;
+
+/// The kernels of a set of instructions.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct X86<S>(pub(crate) S);
+
+impl<S: Simd> Kernels for X86<S> {
+    fn dense(&self, spec: DenseSpec) -> Box<dyn Layer> {
+        if let Some(taps) = depthwise::Taps::of_single_channel(&spec) {
+            return Box::new(depthwise::Depthwise::<S>::new(taps, &spec.grid, spec.channels, spec.post));
+        }
+        if spec.channels <= few::MOST && few::pays::<S>(&spec) {
+            return Box::new(few::Few::<S>::new(spec));
+        }
+        Box::new(dense::Dense::<S>::new(spec))
+    }
+
+    fn depthwise(&self, spec: DepthwiseSpec) -> Box<dyn Layer> {
+        let taps = depthwise::Taps::of(&spec);
+        Box::new(depthwise::Depthwise::<S>::new(taps, &spec.grid, spec.channels, spec.post))
+    }
+}
+
+/// A set of instructions.
+///
+/// # Safety
+/// Only [`X86`]'s layers call these, which [`Isa::kernels`](crate::isa::Isa) gives out where the processor has the instructions; every
+/// primitive is `unsafe` for that reason, and for the pointers it follows.
+trait Simd: Copy + Send + Sync + Debug + 'static {
+    /// Sums of 16 output channels of one pixel.
+    type Whole: Lanes;
+    /// Sums of 8 output channels of one pixel.
+    type Half: Lanes;
+    /// Bytes of a depthwise layer, where channels follow one another without end.
+    type Wide: Bytes;
+    /// The same, 32 bytes: two pixels of 16 channels.
+    type Pair: Bytes;
+
+    /// Whether dense kernels take their input as 16-bit integers.
+    const WIDEN: bool;
+    /// Input bytes of one step of [`Simd::dot_along`].
+    const ALONG: usize;
+
+    /// Runs `work`, compiled for these instructions.
+    ///
+    /// # Safety
+    /// The processor has them; `work`'s own contract holds.
+    unsafe fn enter<W: Work>(work: W);
+
+    /// Adds to 8 partial sums the products of [`Simd::ALONG`] input bytes at `input` and as many weights at `weights`.
+    ///
+    /// # Safety
+    /// Both can be read; weights are as [`Simd::WIDEN`] says.
+    unsafe fn dot_along(
+        sums: std::arch::x86_64::__m256i,
+        input: Self::Along,
+        weights: *const u8,
+    ) -> std::arch::x86_64::__m256i;
+
+    /// Input bytes as `dot_along` takes them.
+    type Along: Copy;
+
+    /// Reads [`Simd::ALONG`] bytes.
+    ///
+    /// # Safety
+    /// They can be read.
+    unsafe fn along(input: *const u8) -> Self::Along;
+}
+
+/// A loop to be compiled for a set of instructions.
+trait Work {
+    /// Runs it; implementations are `#[inline(always)]`.
+    ///
+    /// # Safety
+    /// As the implementation says.
+    unsafe fn run(self);
+}
+
+/// The sums of some output channels of one pixel, in one or two vectors.
+///
+/// # Safety
+/// As for [`Simd`].
+trait Lanes: 'static {
+    /// The sums.
+    type Sums: Copy;
+    /// Input bytes that meet the weights of every channel.
+    type Input: Copy;
+
+    /// How many channels.
+    const CHANNELS: usize;
+    /// The channel of each lane.
+    const ORDER: [usize; BLOCK];
+    /// Sums that the registers hold.
+    const TILE: usize;
+    /// Blocks of channels that are computed together, at most.
+    const BLOCKS: usize;
+    /// Steps for a quad of input bytes: a step takes 4 bytes of input, widened or not, and `CHANNELS * 4` bytes of weights.
+    const STEPS: usize;
+
+    /// Sums to start from, in lane order.
+    unsafe fn load(from: *const i32) -> Self::Sums;
+    /// Four bytes for all channels.
+    unsafe fn input(from: *const u8) -> Self::Input;
+    /// One step.
+    unsafe fn dot(sums: Self::Sums, input: Self::Input, weights: *const u8) -> Self::Sums;
+    /// Scales and rounds to integers; `scale` and `slope` in lane order.
+    unsafe fn round<const SLOPE: bool>(sums: Self::Sums, scale: *const f32, slope: *const f32) -> Self::Sums;
+    /// Writes rounded values as bytes, `count` of them.
+    unsafe fn store(rounded: Self::Sums, bounds: &Bounds, to: *mut u8, count: usize);
+    /// Writes the sums in channel order: 16 values, of which `CHANNELS` count.
+    unsafe fn spill(sums: Self::Sums, to: *mut i32);
+}
+
+/// Bytes side by side, each of a channel of its own, and their sums in four vectors.
+///
+/// Sum `l` of vector `i` belongs to byte `l / 4 * 16 + i * 4 + l % 4`.
+///
+/// # Safety
+/// As for [`Simd`].
+trait Bytes: 'static {
+    /// The bytes.
+    type Vector: Copy;
+    /// A quarter of the sums.
+    type Sums: Copy;
+
+    /// How many bytes.
+    const WIDTH: usize;
+    /// Whether [`Bytes::dot`] is exact only where the weights of bytes 0 and 1, and those of 2 and 3, that have the same sign add up to at most 128.
+    const SATURATES: bool;
+
+    /// Bytes side by side.
+    unsafe fn load(from: *const u8) -> Self::Vector;
+    /// 16 bytes from each of two places; only where `WIDTH` is 32.
+    unsafe fn load_two(first: *const u8, second: *const u8) -> Self::Vector;
+    /// Four vectors by byte position into four vectors of quads.
+    unsafe fn interleave(taps: [Self::Vector; 4]) -> [Self::Vector; 4];
+    /// Sums to start from.
+    unsafe fn sums(from: *const i32) -> Self::Sums;
+    /// Adds the products of each quad with its weights.
+    unsafe fn dot(sums: Self::Sums, quads: Self::Vector, weights: *const u8) -> Self::Sums;
+    /// Scales, rounds, and brings the bytes back to their order.
+    unsafe fn finish<const SLOPE: bool>(
+        sums: [Self::Sums; 4],
+        scale: *const f32,
+        slope: *const f32,
+        bounds: &Bounds,
+    ) -> Self::Vector;
+    /// Writes all bytes.
+    unsafe fn store(bytes: Self::Vector, to: *mut u8);
+    /// Writes the first `count` bytes.
+    unsafe fn store_some(bytes: Self::Vector, to: *mut u8, count: usize);
+    /// Writes the first `count` bytes of each half to its place; only where `WIDTH` is 32.
+    unsafe fn store_two(bytes: Self::Vector, first: *mut u8, second: *mut u8, count: usize);
+    /// Writes the sums in byte order: `WIDTH` values.
+    unsafe fn spill(sums: [Self::Sums; 4], to: *mut i32);
+}

@@ -1,0 +1,70 @@
+//! The 256-bit kernels in AVX-512's encoding, for tests: processors, and emulators, with AVX-512 VNNI are not always ones with AVX-VNNI,
+//! and the two differ in nothing but the encoding of one instruction.
+
+use std::arch::x86_64::*;
+
+use super::lanes256::{One, Product, Taps, Two};
+use super::{Simd, Work, X86};
+use crate::isa::Isa;
+use crate::kernels::Kernels;
+
+/// AVX-512 VNNI in 256-bit registers.
+#[derive(Clone, Copy, Debug)]
+struct Vl256;
+
+/// These kernels, where the processor has the instructions.
+pub(in super::super) fn available() -> Option<&'static dyn Kernels> {
+    Isa::Avx512Vnni.is_available().then_some(&X86(Vl256) as _)
+}
+
+impl Simd for Vl256 {
+    type Whole = Two<Self>;
+    type Half = One<Self>;
+    type Wide = Taps<Self>;
+    type Pair = Taps<Self>;
+    type Along = __m256i;
+
+    const WIDEN: bool = false;
+    const ALONG: usize = 32;
+
+    #[inline(always)]
+    unsafe fn enter<W: Work>(work: W) {
+        #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
+        unsafe fn inner<W: Work>(work: W) {
+            // SAFETY: by `enter`'s contract.
+            unsafe { work.run() }
+        }
+        // SAFETY: by `enter`'s contract the processor has these instructions.
+        unsafe { inner(work) }
+    }
+
+    #[inline(always)]
+    unsafe fn along(input: *const u8) -> __m256i {
+        // SAFETY: 32 bytes, by the contract.
+        unsafe { _mm256_loadu_si256(input.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_along(sums: __m256i, input: __m256i, weights: *const u8) -> __m256i {
+        // SAFETY: 32 weights, by the contract.
+        unsafe { Self::dense(sums, input, _mm256_load_si256(weights.cast())) }
+    }
+}
+
+impl Product for Vl256 {
+    const STEPS: usize = 1;
+    const HALF_TILE: usize = 12;
+    const SATURATES: bool = false;
+
+    #[inline(always)]
+    unsafe fn dense(sums: __m256i, input: __m256i, weights: __m256i) -> __m256i {
+        // SAFETY: arithmetic only.
+        unsafe { _mm256_dpbusd_epi32(sums, input, weights) }
+    }
+
+    #[inline(always)]
+    unsafe fn bytes(sums: __m256i, quads: __m256i, weights: __m256i) -> __m256i {
+        // SAFETY: arithmetic only.
+        unsafe { _mm256_dpbusd_epi32(sums, quads, weights) }
+    }
+}
