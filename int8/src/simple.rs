@@ -137,12 +137,12 @@ impl Simple {
     /// As for [`Layer::run`](crate::kernels::Layer::run), with `rows` within [`Simple::rows`]; the processor can run `isa`.
     pub(crate) unsafe fn run(&self, isa: Isa, memory: Memory, rows: Range<usize>, scratch: &mut Scratch) {
         #[cfg(target_arch = "x86_64")]
-        match isa.name() {
+        match isa {
             // SAFETY: the caller vouches for the processor and for everything else.
-            "avx2" | "avx-vnni" => return unsafe { self.run_avx2(memory, rows, scratch) },
+            Isa::Avx2 | Isa::AvxVnni => return unsafe { self.run_avx2(memory, rows, scratch) },
             // SAFETY: as above.
-            "avx512-vnni" => return unsafe { self.run_avx512(memory, rows, scratch) },
-            _ => {}
+            Isa::Avx512Vnni => return unsafe { self.run_avx512(memory, rows, scratch) },
+            Isa::Scalar => {}
         }
         let _ = isa;
         // SAFETY: the caller vouches.
