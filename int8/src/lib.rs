@@ -41,6 +41,7 @@
 pub mod graph;
 pub mod isa;
 pub mod kernels;
+pub mod peak;
 mod plan;
 mod run;
 mod simple;

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::lanes256::{One, Product, Taps, Two};
-use super::{Simd, Work};
+use super::{Diet, Simd, Work};
 
 /// AVX2 without FMA.
 #[derive(Clone, Copy, Debug)]
@@ -12,6 +12,8 @@ pub(crate) struct Avx2;
 impl Simd for Avx2 {
     type Whole = Two<Self>;
     type Half = One<Self>;
+    type PairedWhole = Two<Pairs>;
+    type PairedHalf = One<Pairs>;
     type Wide = Taps<Self>;
     type Pair = Taps<Self>;
     type Along = __m256i;
@@ -44,7 +46,8 @@ impl Simd for Avx2 {
 }
 
 impl Product for Avx2 {
-    const STEPS: usize = 2;
+    const DIET: Diet = Diet::Wide;
+    const WHOLE_TILE: usize = 6;
     const HALF_TILE: usize = 8;
     const SATURATES: bool = true;
 
@@ -58,6 +61,29 @@ impl Product for Avx2 {
     unsafe fn bytes(sums: __m256i, quads: __m256i, weights: __m256i) -> __m256i {
         // SAFETY: arithmetic only; the weights are packed so that no pair saturates.
         unsafe { Self::dense(sums, _mm256_maddubs_epi16(quads, weights), _mm256_set1_epi16(1)) }
+    }
+}
+
+/// Dense layers of bytes in safe pairs.
+#[derive(Debug)]
+pub(super) struct Pairs;
+
+impl Product for Pairs {
+    const DIET: Diet = Diet::Pairs;
+    const WHOLE_TILE: usize = 5;
+    const HALF_TILE: usize = 8;
+    const SATURATES: bool = true;
+
+    #[inline(always)]
+    unsafe fn dense(sums: __m256i, input: __m256i, weights: __m256i) -> __m256i {
+        // SAFETY: arithmetic only; no pair saturates.
+        unsafe { Avx2::bytes(sums, input, weights) }
+    }
+
+    #[inline(always)]
+    unsafe fn bytes(sums: __m256i, quads: __m256i, weights: __m256i) -> __m256i {
+        // SAFETY: arithmetic only; no pair saturates.
+        unsafe { Avx2::bytes(sums, quads, weights) }
     }
 }
 

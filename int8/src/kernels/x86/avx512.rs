@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use super::super::BLOCK;
 use super::finish::Bounds;
 use super::lanes256::{One, Product, Taps};
-use super::{Bytes, Lanes, Simd, Work};
+use super::{Bytes, Diet, Lanes, Simd, Work};
 
 /// AVX-512 F, BW, VL and VNNI.
 #[derive(Clone, Copy, Debug)]
@@ -14,6 +14,8 @@ pub(crate) struct Avx512Vnni;
 impl Simd for Avx512Vnni {
     type Whole = Sixteen;
     type Half = One<Self>;
+    type PairedWhole = Self::Whole;
+    type PairedHalf = Self::Half;
     type Wide = Taps512;
     type Pair = Taps<Self>;
     type Along = __m256i;
@@ -46,7 +48,8 @@ impl Simd for Avx512Vnni {
 }
 
 impl Product for Avx512Vnni {
-    const STEPS: usize = 1;
+    const DIET: Diet = Diet::Quads;
+    const WHOLE_TILE: usize = 6;
     const HALF_TILE: usize = 12;
     const SATURATES: bool = false;
 
@@ -64,6 +67,7 @@ impl Product for Avx512Vnni {
 }
 
 /// 16 channels in one vector.
+#[derive(Debug)]
 pub(super) struct Sixteen;
 
 /// The lowest `count` of 16 lanes.
@@ -79,7 +83,7 @@ impl Lanes for Sixteen {
     const ORDER: [usize; BLOCK] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
     const TILE: usize = 24;
     const BLOCKS: usize = 4;
-    const STEPS: usize = 1;
+    const DIET: Diet = Diet::Quads;
 
     #[inline(always)]
     unsafe fn load(from: *const i32) -> __m512i {
@@ -88,7 +92,7 @@ impl Lanes for Sixteen {
     }
 
     #[inline(always)]
-    unsafe fn input(from: *const u8) -> __m512i {
+    unsafe fn input(from: *const u8, _: *const u32) -> __m512i {
         // SAFETY: 4 bytes, by the contract.
         unsafe { _mm512_set1_epi32(from.cast::<i32>().read_unaligned()) }
     }
@@ -148,6 +152,7 @@ unsafe fn below_zero(value: __m512) -> __mmask16 {
 }
 
 /// 64 bytes of a depthwise layer.
+#[derive(Debug)]
 pub(super) struct Taps512;
 
 impl Bytes for Taps512 {

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::lanes256::{One, Product, Taps, Two};
-use super::{Simd, Work};
+use super::{Diet, Simd, Work};
 
 /// AVX2 and AVX-VNNI.
 #[derive(Clone, Copy, Debug)]
@@ -12,6 +12,8 @@ pub(crate) struct AvxVnni;
 impl Simd for AvxVnni {
     type Whole = Two<Self>;
     type Half = One<Self>;
+    type PairedWhole = Self::Whole;
+    type PairedHalf = Self::Half;
     type Wide = Taps<Self>;
     type Pair = Taps<Self>;
     type Along = __m256i;
@@ -44,7 +46,8 @@ impl Simd for AvxVnni {
 }
 
 impl Product for AvxVnni {
-    const STEPS: usize = 1;
+    const DIET: Diet = Diet::Quads;
+    const WHOLE_TILE: usize = 6;
     const HALF_TILE: usize = 12;
     const SATURATES: bool = false;
 

@@ -7,25 +7,30 @@ use super::super::{Area, BLOCK, DenseSpec, Grid, Layer, Memory, QUAD, Scratch};
 use super::finish::{self, Finish, GENERAL, PLAIN, SLOPE, Way};
 use super::memory::Packed;
 use super::strips::Strips;
-use super::{Lanes, Simd, Work};
+use super::{Diet, Lanes, Simd, Work, pairs};
 
 /// Most pixels of a tile.
 const PIXELS: usize = 12;
 
+/// Whether a layer is faster in safe pairs than widened: pairs that have to be taken apart cost steps of their own.
+pub(super) fn pays_in_pairs(spec: &DenseSpec) -> bool {
+    let (quads, steps) = pairs::cost(spec);
+    steps * 100 <= quads * 112
+}
+
 /// A packed layer.
 #[derive(Debug)]
-pub(super) struct Dense<S> {
+pub(super) struct Dense<S, W, H> {
     grid: Grid,
     strips: Strips,
-    /// Where each run begins, in bytes from the pixel's first.
-    runs: Box<[usize]>,
-    quads: usize,
+    /// Bytes of input that one run takes.
+    length: usize,
     /// Blocks of 16 channels.
     whole: Packing,
     /// At most one block of up to 8, behind them.
     half: Packing,
     finish: Finish,
-    of: PhantomData<S>,
+    of: PhantomData<fn() -> (S, W, H)>,
 }
 
 /// Blocks of one kind of [`Lanes`].
@@ -34,9 +39,13 @@ struct Packing {
     /// The first channel.
     start: usize,
     channels: usize,
-    /// Bytes of weights of a block.
-    block: usize,
-    /// `[block][run][quad][step][lane][4 bytes]`.
+    /// Where each block's input begins: runs, or by [`Diet::Pairs`] steps; in bytes from the pixel's first.
+    starts: Box<[Box<[usize]>]>,
+    /// By [`Diet::Pairs`] the bytes of each step, by blocks.
+    shuffles: Box<[Packed<u32>]>,
+    /// Where each block's weights begin.
+    blocks: Box<[usize]>,
+    /// `[block][step][lane][4 bytes]`.
     weights: Packed<u8>,
     /// In lane order, as are the others.
     bias: Packed<i32>,
@@ -45,22 +54,54 @@ struct Packing {
 }
 
 impl Packing {
-    fn new<L: Lanes>(spec: &DenseSpec, finish: &Finish, start: usize, channels: usize) -> Self {
-        let blocks = channels.div_ceil(L::CHANNELS);
-        let lanes = || (0..blocks * L::CHANNELS).map(|i| i / L::CHANNELS * L::CHANNELS + L::ORDER[i % L::CHANNELS]);
-        let order = || lanes().map(|lane| start + lane);
-        let mut weights = Vec::new();
-        for block in 0..blocks {
+    fn new<L: Lanes>(spec: &DenseSpec, strips: &Strips, finish: &Finish, start: usize, channels: usize) -> Self {
+        let count = channels.div_ceil(L::CHANNELS);
+        let order =
+            || (0..count * L::CHANNELS).map(|i| start + i / L::CHANNELS * L::CHANNELS + L::ORDER[i % L::CHANNELS]);
+        let (mut weights, mut blocks) = (Vec::new(), Vec::new());
+        let (mut starts, mut shuffles) = (Vec::new(), Vec::new());
+        for block in 0..count {
+            blocks.push(weights.len());
             let first = start + block * L::CHANNELS;
+            let end = (first + L::CHANNELS).min(start + channels);
+            let lanes = || (0..L::CHANNELS).map(|lane| first + L::ORDER[lane]);
+            if L::DIET == Diet::Pairs {
+                let steps = pairs::steps(spec, first, end);
+                for (step, channel) in steps.iter().flat_map(|step| lanes().map(move |channel| (step, channel))) {
+                    weights.extend(step.bytes.map(|byte| {
+                        let at = |byte| step.window + byte;
+                        byte.map_or(0, |byte| spec.weight(channel, step.run, at(byte) / QUAD, at(byte) % QUAD) as u8)
+                    }));
+                }
+                let run = |step: &pairs::Step| spec.runs[step.run].row * spec.tap_row + spec.runs[step.run].offset;
+                starts.push(steps.iter().map(|step| run(step) + step.window).collect());
+                let shuffle =
+                    |step: &pairs::Step| u32::from_le_bytes(step.bytes.map(|byte| byte.map_or(0x80, |b| b as u8)));
+                shuffles.push(Packed::new(&steps.iter().map(shuffle).collect::<Vec<_>>()));
+                continue;
+            }
             for (run, quad) in (0..spec.runs.len()).flat_map(|run| (0..spec.quads).map(move |quad| (run, quad))) {
-                for (step, lane) in (0..L::STEPS).flat_map(|step| (0..L::CHANNELS).map(move |lane| (step, lane))) {
-                    let weight = |byte| spec.weight(first + L::ORDER[lane], run, quad, byte);
-                    match L::STEPS {
-                        1 => weights.extend((0..QUAD).map(|byte| weight(byte) as u8)),
-                        _ => weights.extend((0..2).flat_map(|i| i16::from(weight(step * 2 + i)).to_le_bytes())),
-                    }
+                let quad =
+                    |channel| -> [i8; QUAD] { std::array::from_fn(|byte| spec.weight(channel, run, quad, byte)) };
+                if L::DIET == Diet::Quads {
+                    weights.extend(lanes().flat_map(|channel| quad(channel).map(|weight| weight as u8)));
+                } else {
+                    let halves =
+                        |half: usize| lanes().flat_map(move |channel| [quad(channel)[half], quad(channel)[half + 1]]);
+                    weights
+                        .extend([0, 2].into_iter().flat_map(halves).flat_map(|weight| i16::from(weight).to_le_bytes()));
                 }
             }
+            starts.push(
+                spec.runs
+                    .iter()
+                    .map(|run| match L::DIET {
+                        Diet::Wide => strips.widened_run(run.row, run.offset),
+                        _ => run.row * spec.tap_row + run.offset,
+                    })
+                    .collect(),
+            );
+            shuffles.push(Packed::new(&[]));
         }
         let bias: Vec<_> = order().map(|channel| spec.post.bias[channel]).collect();
         let scale: Vec<_> = order().map(|channel| spec.post.scale[channel]).collect();
@@ -68,7 +109,9 @@ impl Packing {
         Self {
             start,
             channels,
-            block: spec.runs.len() * spec.quads * L::STEPS * L::CHANNELS * 4,
+            starts: starts.into(),
+            shuffles: shuffles.into(),
+            blocks: blocks.into(),
             weights: Packed::new(&weights),
             bias: Packed::new(&bias),
             scale: Packed::new(&scale),
@@ -77,22 +120,20 @@ impl Packing {
     }
 }
 
-impl<S: Simd> Dense<S> {
+impl<S: Simd, W: Lanes, H: Lanes> Dense<S, W, H> {
+    const WIDEN: bool = matches!(W::DIET, Diet::Wide);
+
     pub(super) fn new(spec: DenseSpec) -> Self {
-        let strips = Strips::new(&spec, if S::WIDEN { 2 } else { 1 });
-        let runs = spec.runs.iter().map(|run| {
-            if S::WIDEN { strips.widened_run(run.row, run.offset) } else { run.row * spec.tap_row + run.offset }
-        });
+        let strips = Strips::new(&spec, if Self::WIDEN { 2 } else { 1 });
         // The last block is a half one where that holds the rest.
         let rest = spec.channels % BLOCK;
         let half = if rest <= 8 { rest } else { 0 };
         let finish = Finish::new(spec.post.clone());
         Self {
             grid: spec.grid,
-            runs: runs.collect(),
-            quads: spec.quads,
-            whole: Packing::new::<S::Whole>(&spec, &finish, 0, spec.channels - half),
-            half: Packing::new::<S::Half>(&spec, &finish, spec.channels - half, half),
+            length: spec.quads * QUAD * if Self::WIDEN { 2 } else { 1 },
+            whole: Packing::new::<W>(&spec, &strips, &finish, 0, spec.channels - half),
+            half: Packing::new::<H>(&spec, &strips, &finish, spec.channels - half, half),
             strips,
             finish,
             of: PhantomData,
@@ -112,10 +153,12 @@ impl<S: Simd> Dense<S> {
         // SAFETY: the channel is one of the packing's; addresses stay within the line.
         unsafe {
             let row = Row {
-                quads: self.quads,
-                runs: &self.runs,
-                weights: packing.weights.at(channel / L::CHANNELS * packing.block),
-                block: packing.block,
+                length: self.length,
+                starts: &packing.starts[channel / L::CHANNELS],
+                shuffles: packing.shuffles[channel / L::CHANNELS].at(0),
+                weights: packing.weights.at(packing.blocks[channel / L::CHANNELS]),
+                // Blocks that are computed together take the same steps.
+                block: packing.blocks.get(1).map_or(0, |second| second - packing.blocks[0]),
                 bias: packing.bias.at(channel),
                 scale: packing.scale.at(channel),
                 slope: packing.slope.at(channel),
@@ -147,15 +190,15 @@ impl<S: Simd> Dense<S> {
     unsafe fn rows(&self, lines: &[Line]) {
         let mut channel = 0;
         while channel < self.whole.channels {
-            let blocks = (self.whole.channels - channel).div_ceil(BLOCK).min(<S::Whole as Lanes>::BLOCKS);
+            let blocks = (self.whole.channels - channel).div_ceil(BLOCK).min(W::BLOCKS);
             for &line in lines {
                 // SAFETY: by this function's contract.
                 unsafe {
                     match blocks {
-                        1 => self.row::<S::Whole, 1>(&self.whole, channel, line),
-                        2 => self.row::<S::Whole, 2>(&self.whole, channel, line),
-                        3 => self.row::<S::Whole, 3>(&self.whole, channel, line),
-                        _ => self.row::<S::Whole, 4>(&self.whole, channel, line),
+                        1 => self.row::<W, 1>(&self.whole, channel, line),
+                        2 => self.row::<W, 2>(&self.whole, channel, line),
+                        3 => self.row::<W, 3>(&self.whole, channel, line),
+                        _ => self.row::<W, 4>(&self.whole, channel, line),
                     }
                 }
             }
@@ -164,20 +207,20 @@ impl<S: Simd> Dense<S> {
         if self.half.channels > 0 {
             for &line in lines {
                 // SAFETY: by this function's contract.
-                unsafe { self.row::<S::Half, 1>(&self.half, 0, line) };
+                unsafe { self.row::<H, 1>(&self.half, 0, line) };
             }
         }
     }
 }
 
-impl<S: Simd> Layer for Dense<S> {
+impl<S: Simd, W: Lanes, H: Lanes> Layer for Dense<S, W, H> {
     unsafe fn run(&self, memory: Memory, area: Area, scratch: &mut Scratch) {
-        debug_assert!(!S::WIDEN || scratch.len() >= self.scratch());
+        debug_assert!(!Self::WIDEN || scratch.len() >= self.scratch());
         let scratch = scratch.as_mut_ptr();
         let (width, grid) = (self.finish.width(), &self.grid);
         for (rows, columns) in self.strips.of(&area) {
             let first = memory.bytes.wrapping_add(grid.input.at(rows.start, columns.start));
-            let (source, row_step, pixel_step) = if S::WIDEN {
+            let (source, row_step, pixel_step) = if Self::WIDEN {
                 let (row_step, pixel_step) = self.strips.widened_steps();
                 // SAFETY: the strip is the area's, and scratch is as large as `scratch` says.
                 unsafe {
@@ -216,7 +259,7 @@ impl<S: Simd> Layer for Dense<S> {
     }
 
     fn scratch(&self) -> usize {
-        if S::WIDEN { self.strips.scratch() } else { 0 }
+        if Self::WIDEN { self.strips.scratch() } else { 0 }
     }
 }
 
@@ -251,8 +294,9 @@ impl Work for Widen<'_> {
 /// Some blocks of channels of pixels side by side.
 #[derive(Clone, Copy)]
 struct Row<'a> {
-    quads: usize,
-    runs: &'a [usize],
+    length: usize,
+    starts: &'a [usize],
+    shuffles: *const u32,
     weights: *const u8,
     /// Bytes of weights of a block.
     block: usize,
@@ -295,6 +339,14 @@ impl Row<'_> {
     }
 }
 
+/// The same address, of which the compiler knows nothing: it would compute pixels' addresses anew for each quad.
+#[inline(always)]
+fn opaque(mut address: *const u8) -> *const u8 {
+    // SAFETY: does nothing.
+    unsafe { std::arch::asm!("/* {0} */", inout(reg) address, options(pure, nomem, nostack, preserves_flags)) };
+    address
+}
+
 /// Tiles side by side.
 struct Tiles<'a, L, const PIXELS: usize, const BLOCKS: usize, const WAY: u8>(Row<'a>, usize, PhantomData<L>);
 
@@ -327,23 +379,24 @@ impl Row<'_> {
             unsafe { L::load(self.bias.add(block * L::CHANNELS)) }
         }); PIXELS];
         let mut weights = self.weights;
-        for &run in self.runs {
-            // SAFETY: runs begin within the input.
-            let mut input = unsafe { self.input.add(run) };
-            for _ in 0..self.quads {
-                // SAFETY: each quad of each run is within the input, by the task's invariant, and has its weights.
+        let pixels: [*const u8; PIXELS] =
+            std::array::from_fn(|pixel| opaque(self.input.wrapping_add(pixel * self.input_step)));
+        for (start, &begin) in self.starts.iter().enumerate() {
+            let length = if L::DIET == Diet::Pairs { 4 } else { self.length };
+            let mut at = begin;
+            while at < begin + length {
+                // SAFETY: each quad of each run is within the input, by the task's invariant, windows are within its slack, and
+                // each step has its weights and its shuffle.
                 unsafe {
-                    for step in 0..L::STEPS {
-                        for (pixel, sums) in sums.iter_mut().enumerate() {
-                            let input = L::input(input.add(pixel * self.input_step + step * 4));
-                            for (block, sums) in sums.iter_mut().enumerate() {
-                                *sums = L::dot(*sums, input, weights.add(block * self.block));
-                            }
+                    for (pixel, sums) in pixels.iter().zip(&mut sums) {
+                        let input = L::input(pixel.add(at), self.shuffles.add(start));
+                        for (block, sums) in sums.iter_mut().enumerate() {
+                            *sums = L::dot(*sums, input, weights.add(block * self.block));
                         }
-                        weights = weights.add(L::CHANNELS * 4);
                     }
-                    input = input.add(L::STEPS * 4);
+                    weights = weights.add(L::CHANNELS * 4);
                 }
+                at += 4;
             }
         }
         for (pixel, sums) in sums.iter().enumerate() {

@@ -8,6 +8,7 @@ use std::marker::PhantomData;
 use super::super::{Area, BLOCK, DenseSpec, DepthwiseSpec, Grid, Layer, Memory, Post, QUAD, Scratch, Store};
 use super::finish::{self, Finish, GENERAL, PLAIN, SLOPE, Way};
 use super::memory::Packed;
+use super::pairs::is_safe;
 use super::{Bytes, Simd, Work};
 
 /// Bytes of constants that a line's vectors may go through before they crowd out the input.
@@ -122,10 +123,6 @@ impl Taps {
         let halves = || two(t + 1 - usize::from(left == 1)).map(|quad| (quad, left.min(2)));
         most.or_else(halves).expect("halves of two weights are at most 64 each")
     }
-}
-
-fn is_safe(a: i32, b: i32) -> bool {
-    a.max(0) + b.max(0) <= SAFE && a.min(0) + b.min(0) >= -SAFE
 }
 
 /// A packed layer.

@@ -5,24 +5,41 @@ use std::marker::PhantomData;
 
 use super::super::BLOCK;
 use super::finish::Bounds;
-use super::{Bytes, Lanes};
+use super::{Bytes, Diet, Lanes};
 
 /// Products that a set of instructions has.
 ///
 /// # Safety
 /// As for [`Simd`](super::Simd).
-pub(super) trait Product: 'static {
-    /// As [`Lanes::STEPS`].
-    const STEPS: usize;
+pub(super) trait Product: std::fmt::Debug + 'static {
+    /// As [`Lanes::DIET`].
+    const DIET: Diet;
+    /// As [`Lanes::TILE`], for 16 channels.
+    const WHOLE_TILE: usize;
     /// As [`Lanes::TILE`], for 8 channels.
     const HALF_TILE: usize;
     /// As [`Bytes::SATURATES`].
     const SATURATES: bool;
 
-    /// Adds the products of a dense layer: pairs of 16-bit integers, or quads of bytes, as `STEPS` says.
+    /// Adds the products of a dense layer: pairs of 16-bit integers, or quads of bytes.
     unsafe fn dense(sums: __m256i, input: __m256i, weights: __m256i) -> __m256i;
     /// Adds the products of quads of bytes.
     unsafe fn bytes(sums: __m256i, quads: __m256i, weights: __m256i) -> __m256i;
+}
+
+/// Four bytes in each lane.
+#[inline(always)]
+unsafe fn input(diet: Diet, from: *const u8, shuffle: *const u32) -> __m256i {
+    // SAFETY: 4 bytes, or 16 and a shuffle, by the callers' contracts.
+    unsafe {
+        match diet {
+            Diet::Quads | Diet::Wide => _mm256_set1_epi32(from.cast::<i32>().read_unaligned()),
+            Diet::Pairs => {
+                let window = _mm256_broadcastsi128_si256(_mm_loadu_si128(from.cast()));
+                _mm256_shuffle_epi8(window, _mm256_set1_epi32(shuffle.cast::<i32>().read()))
+            }
+        }
+    }
 }
 
 /// Eight sums, scaled and rounded.
@@ -122,6 +139,7 @@ unsafe fn spill_two_vectors(sums: [__m256i; 2], to: *mut i32) {
 }
 
 /// 16 channels.
+#[derive(Debug)]
 pub(super) struct Two<P>(PhantomData<P>);
 
 impl<P: Product> Lanes for Two<P> {
@@ -130,9 +148,9 @@ impl<P: Product> Lanes for Two<P> {
 
     const CHANNELS: usize = BLOCK;
     const ORDER: [usize; BLOCK] = TWO_ORDER;
-    const TILE: usize = 6;
+    const TILE: usize = P::WHOLE_TILE;
     const BLOCKS: usize = 1;
-    const STEPS: usize = P::STEPS;
+    const DIET: Diet = P::DIET;
 
     #[inline(always)]
     unsafe fn load(from: *const i32) -> Self::Sums {
@@ -141,9 +159,9 @@ impl<P: Product> Lanes for Two<P> {
     }
 
     #[inline(always)]
-    unsafe fn input(from: *const u8) -> __m256i {
-        // SAFETY: 4 bytes, by the contract.
-        unsafe { _mm256_set1_epi32(from.cast::<i32>().read_unaligned()) }
+    unsafe fn input(from: *const u8, shuffle: *const u32) -> __m256i {
+        // SAFETY: by the contract.
+        unsafe { input(P::DIET, from, shuffle) }
     }
 
     #[inline(always)]
@@ -177,6 +195,7 @@ impl<P: Product> Lanes for Two<P> {
 }
 
 /// 8 channels.
+#[derive(Debug)]
 pub(super) struct One<P>(PhantomData<P>);
 
 impl<P: Product> Lanes for One<P> {
@@ -187,7 +206,7 @@ impl<P: Product> Lanes for One<P> {
     const ORDER: [usize; BLOCK] = ONE_ORDER;
     const TILE: usize = P::HALF_TILE;
     const BLOCKS: usize = 1;
-    const STEPS: usize = P::STEPS;
+    const DIET: Diet = P::DIET;
 
     #[inline(always)]
     unsafe fn load(from: *const i32) -> __m256i {
@@ -196,9 +215,9 @@ impl<P: Product> Lanes for One<P> {
     }
 
     #[inline(always)]
-    unsafe fn input(from: *const u8) -> __m256i {
-        // SAFETY: 4 bytes, by the contract.
-        unsafe { _mm256_set1_epi32(from.cast::<i32>().read_unaligned()) }
+    unsafe fn input(from: *const u8, shuffle: *const u32) -> __m256i {
+        // SAFETY: by the contract.
+        unsafe { input(P::DIET, from, shuffle) }
     }
 
     #[inline(always)]
@@ -227,6 +246,7 @@ impl<P: Product> Lanes for One<P> {
 }
 
 /// 32 bytes of a depthwise layer.
+#[derive(Debug)]
 pub(super) struct Taps<P>(PhantomData<P>);
 
 impl<P: Product> Bytes for Taps<P> {

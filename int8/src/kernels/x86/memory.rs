@@ -14,6 +14,7 @@ pub(super) struct Packed<T> {
 /// Numbers that are as good as their bytes.
 pub(super) trait Plain: Copy {}
 impl Plain for u8 {}
+impl Plain for u32 {}
 impl Plain for i32 {}
 impl Plain for f32 {}
 

@@ -16,6 +16,7 @@ mod few;
 mod finish;
 mod lanes256;
 mod memory;
+mod pairs;
 mod strips;
 #[cfg(test)]
 pub(super) mod vl256;
@@ -41,7 +42,10 @@ impl<S: Simd> Kernels for X86<S> {
         if spec.channels <= few::MOST && few::pays::<S>(&spec) {
             return Box::new(few::Few::<S>::new(spec));
         }
-        Box::new(dense::Dense::<S>::new(spec))
+        if S::WIDEN && dense::pays_in_pairs(&spec) {
+            return Box::new(dense::Dense::<S, S::PairedWhole, S::PairedHalf>::new(spec));
+        }
+        Box::new(dense::Dense::<S, S::Whole, S::Half>::new(spec))
     }
 
     fn depthwise(&self, spec: DepthwiseSpec) -> Box<dyn Layer> {
@@ -60,6 +64,10 @@ trait Simd: Copy + Send + Sync + Debug + 'static {
     type Whole: Lanes;
     /// Sums of 8 output channels of one pixel.
     type Half: Lanes;
+    /// [`Simd::Whole`] for input bytes in safe pairs, where there is a gain in that.
+    type PairedWhole: Lanes;
+    /// [`Simd::Half`] likewise.
+    type PairedHalf: Lanes;
     /// Bytes of a depthwise layer, where channels follow one another without end.
     type Wide: Bytes;
     /// The same, 32 bytes: two pixels of 16 channels.
@@ -105,11 +113,22 @@ trait Work {
     unsafe fn run(self);
 }
 
+/// How a dense kernel takes its input: a step takes 4 bytes of it, and `CHANNELS * 4` bytes of weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Diet {
+    /// Quads of bytes.
+    Quads,
+    /// Input and weights widened to 16 bits; a quad is two steps.
+    Wide,
+    /// Quads of bytes from anywhere in a window, see [`pairs`].
+    Pairs,
+}
+
 /// The sums of some output channels of one pixel, in one or two vectors.
 ///
 /// # Safety
 /// As for [`Simd`].
-trait Lanes: 'static {
+trait Lanes: Debug + 'static {
     /// The sums.
     type Sums: Copy;
     /// Input bytes that meet the weights of every channel.
@@ -123,13 +142,13 @@ trait Lanes: 'static {
     const TILE: usize;
     /// Blocks of channels that are computed together, at most.
     const BLOCKS: usize;
-    /// Steps for a quad of input bytes: a step takes 4 bytes of input, widened or not, and `CHANNELS * 4` bytes of weights.
-    const STEPS: usize;
+    /// How input and weights are taken.
+    const DIET: Diet;
 
     /// Sums to start from, in lane order.
     unsafe fn load(from: *const i32) -> Self::Sums;
-    /// Four bytes for all channels.
-    unsafe fn input(from: *const u8) -> Self::Input;
+    /// Four bytes for all channels: those at `from`, or by [`Diet::Pairs`] those of 16 that `shuffle` says.
+    unsafe fn input(from: *const u8, shuffle: *const u32) -> Self::Input;
     /// One step.
     unsafe fn dot(sums: Self::Sums, input: Self::Input, weights: *const u8) -> Self::Sums;
     /// Scales and rounds to integers; `scale` and `slope` in lane order.
@@ -146,7 +165,7 @@ trait Lanes: 'static {
 ///
 /// # Safety
 /// As for [`Simd`].
-trait Bytes: 'static {
+trait Bytes: Debug + 'static {
     /// The bytes.
     type Vector: Copy;
     /// A quarter of the sums.

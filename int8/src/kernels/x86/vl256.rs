@@ -4,7 +4,7 @@
 use std::arch::x86_64::*;
 
 use super::lanes256::{One, Product, Taps, Two};
-use super::{Simd, Work, X86};
+use super::{Diet, Simd, Work, X86};
 use crate::isa::Isa;
 use crate::kernels::Kernels;
 
@@ -20,6 +20,8 @@ pub(in super::super) fn available() -> Option<&'static dyn Kernels> {
 impl Simd for Vl256 {
     type Whole = Two<Self>;
     type Half = One<Self>;
+    type PairedWhole = Self::Whole;
+    type PairedHalf = Self::Half;
     type Wide = Taps<Self>;
     type Pair = Taps<Self>;
     type Along = __m256i;
@@ -52,7 +54,8 @@ impl Simd for Vl256 {
 }
 
 impl Product for Vl256 {
-    const STEPS: usize = 1;
+    const DIET: Diet = Diet::Quads;
+    const WHOLE_TILE: usize = 6;
     const HALF_TILE: usize = 12;
     const SATURATES: bool = false;
 
