@@ -30,7 +30,7 @@ pub(super) struct Dense<S, W, H> {
     /// At most one block of up to 8, behind them.
     half: Packing,
     finish: Finish,
-    of: PhantomData<fn() -> (S, W, H)>,
+    of: PhantomData<(S, W, H)>,
 }
 
 /// Blocks of one kind of [`Lanes`].
@@ -339,14 +339,6 @@ impl Row<'_> {
     }
 }
 
-/// The same address, of which the compiler knows nothing: it would compute pixels' addresses anew for each quad.
-#[inline(always)]
-fn opaque(mut address: *const u8) -> *const u8 {
-    // SAFETY: does nothing.
-    unsafe { std::arch::asm!("/* {0} */", inout(reg) address, options(pure, nomem, nostack, preserves_flags)) };
-    address
-}
-
 /// Tiles side by side.
 struct Tiles<'a, L, const PIXELS: usize, const BLOCKS: usize, const WAY: u8>(Row<'a>, usize, PhantomData<L>);
 
@@ -379,8 +371,7 @@ impl Row<'_> {
             unsafe { L::load(self.bias.add(block * L::CHANNELS)) }
         }); PIXELS];
         let mut weights = self.weights;
-        let pixels: [*const u8; PIXELS] =
-            std::array::from_fn(|pixel| opaque(self.input.wrapping_add(pixel * self.input_step)));
+        let pixels: [*const u8; PIXELS] = std::array::from_fn(|pixel| self.input.wrapping_add(pixel * self.input_step));
         for (start, &begin) in self.starts.iter().enumerate() {
             let length = if L::DIET == Diet::Pairs { 4 } else { self.length };
             let mut at = begin;

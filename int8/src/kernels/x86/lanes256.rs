@@ -11,7 +11,7 @@ use super::{Bytes, Diet, Lanes};
 ///
 /// # Safety
 /// As for [`Simd`](super::Simd).
-pub(super) trait Product: std::fmt::Debug + 'static {
+pub(super) trait Product: std::fmt::Debug + Send + Sync + 'static {
     /// As [`Lanes::DIET`].
     const DIET: Diet;
     /// As [`Lanes::TILE`], for 16 channels.

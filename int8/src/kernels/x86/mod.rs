@@ -128,7 +128,7 @@ enum Diet {
 ///
 /// # Safety
 /// As for [`Simd`].
-trait Lanes: Debug + 'static {
+trait Lanes: Debug + Send + Sync + 'static {
     /// The sums.
     type Sums: Copy;
     /// Input bytes that meet the weights of every channel.
@@ -165,7 +165,7 @@ trait Lanes: Debug + 'static {
 ///
 /// # Safety
 /// As for [`Simd`].
-trait Bytes: Debug + 'static {
+trait Bytes: Debug + Send + Sync + 'static {
     /// The bytes.
     type Vector: Copy;
     /// A quarter of the sums.
