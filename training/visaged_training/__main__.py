@@ -13,6 +13,7 @@ COMMANDS = {
     "quantize": "float checkpoint or detector weights -> int8 bundle",
     "evaluate": "measure float and int8 nets by every protocol",
     "report": "write manifest.toml and CARD.md from the measurements",
+    "layers": "list the convolutions of a graph, for estimates",
     "engine-graphs": "write the graphs that the int8 engine is tested and timed on",
 }
 

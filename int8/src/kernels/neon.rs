@@ -15,6 +15,7 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 use std::marker::PhantomData;
 
+use self::finish::Finish;
 use super::{DenseSpec, DepthwiseSpec, Kernels, Layer};
 
 /// Kernels for every 64-bit ARM processor.
@@ -59,8 +60,11 @@ unsafe trait Dots: Send + Sync + std::fmt::Debug + 'static {
     /// The running sums of four channels.
     type Sum: Copy;
 
-    /// Four sums that begin at `bias`.
-    unsafe fn start(bias: int32x4_t) -> Self::Sum;
+    /// Where the sums of four channels begin.
+    ///
+    /// # Safety
+    /// As for [`Finish::bias`].
+    unsafe fn start(finish: &Finish, channel: usize) -> Self::Sum;
 
     /// Adds, for `P` pixels and `4 * N` channels, the first `Q` quads of each pixel's 16 bytes times the `Q * N` vectors of weights
     /// (four channels' quads each) at `weights`.
@@ -130,14 +134,36 @@ unsafe fn sdot(mut sum: int32x4_t, weights: int8x16_t, inputs: int8x16_t) -> int
     sum
 }
 
+/// Adds one quad of each pixel.
+///
+/// # Safety
+/// As for [`Dots::quads`].
+#[inline(always)]
+unsafe fn sdot_quad<const LANE: usize, const P: usize, const N: usize>(
+    sums: &mut [[int32x4_t; N]; P],
+    inputs: [int8x16_t; P],
+    weights: *const i8,
+) {
+    for n in 0..N {
+        // SAFETY: as promised to this function.
+        unsafe {
+            let weights = vld1q_s8(weights.add((LANE * N + n) * 16));
+            for p in 0..P {
+                sums[p][n] = sdot_lane::<LANE>(sums[p][n], weights, inputs[p]);
+            }
+        }
+    }
+}
+
 // SAFETY: plain `sdot`; the kernels are built only where the processor has it.
 unsafe impl Dots for Sdot {
     const NARROW_SUM: bool = true;
     type Sum = int32x4_t;
 
     #[inline(always)]
-    unsafe fn start(bias: int32x4_t) -> int32x4_t {
-        bias
+    unsafe fn start(finish: &Finish, channel: usize) -> int32x4_t {
+        // SAFETY: as promised to this function.
+        unsafe { finish.bias(channel) }
     }
 
     #[inline(always)]
@@ -146,20 +172,18 @@ unsafe impl Dots for Sdot {
         inputs: [int8x16_t; P],
         weights: *const i8,
     ) {
-        for quad in 0..Q {
-            for n in 0..N {
-                // SAFETY: `Q * N` vectors lie at `weights`, and the processor has `sdot`.
-                unsafe {
-                    let weights = vld1q_s8(weights.add((quad * N + n) * 16));
-                    for p in 0..P {
-                        sums[p][n] = match quad {
-                            0 => sdot_lane::<0>(sums[p][n], weights, inputs[p]),
-                            1 => sdot_lane::<1>(sums[p][n], weights, inputs[p]),
-                            2 => sdot_lane::<2>(sums[p][n], weights, inputs[p]),
-                            _ => sdot_lane::<3>(sums[p][n], weights, inputs[p]),
-                        };
-                    }
-                }
+        // SAFETY: `Q * N` vectors lie at `weights`, and the processor has `sdot`.
+        unsafe {
+            // Written out: the compiler leaves a loop of branches.
+            sdot_quad::<0, P, N>(sums, inputs, weights);
+            if Q > 1 {
+                sdot_quad::<1, P, N>(sums, inputs, weights);
+            }
+            if Q > 2 {
+                sdot_quad::<2, P, N>(sums, inputs, weights);
+            }
+            if Q > 3 {
+                sdot_quad::<3, P, N>(sums, inputs, weights);
             }
         }
     }
@@ -197,15 +221,6 @@ struct Halves(int32x4_t, int32x4_t);
 
 impl Halves {
     #[inline(always)]
-    fn start(bias: int32x4_t) -> Self {
-        // SAFETY: NEON is part of every 64-bit ARM target.
-        unsafe {
-            let zero = vdupq_n_s32(0);
-            Self(vzip1q_s32(bias, zero), vzip2q_s32(bias, zero))
-        }
-    }
-
-    #[inline(always)]
     fn end(self) -> int32x4_t {
         // SAFETY: NEON is part of every 64-bit ARM target.
         unsafe { vpaddq_s32(self.0, self.1) }
@@ -236,14 +251,129 @@ impl Halves {
     }
 }
 
+impl Halves {
+    /// [`Halves::one`] for two pixels, in this order: left to itself, the compiler begins many products early and then has to
+    /// spill the sums.
+    ///
+    /// # Safety
+    /// A vector lies at `w`.
+    #[inline(always)]
+    unsafe fn one_of_two(mut sums: [Self; 2], x: [int8x16_t; 2], w: *const i8) -> [Self; 2] {
+        // SAFETY: as promised to this function; NEON is part of every 64-bit ARM target.
+        unsafe {
+            asm!(
+                "ldr {w:q}, [{at}]",
+                "smull {a:v}.8h, {x0:v}.8b, {w:v}.8b",
+                "smull2 {b:v}.8h, {x0:v}.16b, {w:v}.16b",
+                "smull {c:v}.8h, {x1:v}.8b, {w:v}.8b",
+                "smull2 {d:v}.8h, {x1:v}.16b, {w:v}.16b",
+                "sadalp {s0:v}.4s, {a:v}.8h",
+                "sadalp {s1:v}.4s, {b:v}.8h",
+                "sadalp {s2:v}.4s, {c:v}.8h",
+                "sadalp {s3:v}.4s, {d:v}.8h",
+                x0 = in(vreg) x[0],
+                x1 = in(vreg) x[1],
+                at = in(reg) w,
+                w = out(vreg) _,
+                s0 = inout(vreg) sums[0].0,
+                s1 = inout(vreg) sums[0].1,
+                s2 = inout(vreg) sums[1].0,
+                s3 = inout(vreg) sums[1].1,
+                a = out(vreg) _,
+                b = out(vreg) _,
+                c = out(vreg) _,
+                d = out(vreg) _,
+                options(pure, readonly, nostack, preserves_flags),
+            );
+        }
+        sums
+    }
+
+    /// [`Halves::two`] for two pixels, as in [`Halves::one_of_two`]; the second vector of weights is `STEP` further.
+    ///
+    /// # Safety
+    /// Both vectors lie there.
+    #[inline(always)]
+    unsafe fn two_pixels<const STEP: usize>(mut sums: [Self; 2], x: [[int8x16_t; 2]; 2], w: *const i8) -> [Self; 2] {
+        // SAFETY: as promised to this function; NEON is part of every 64-bit ARM target.
+        unsafe {
+            asm!(
+                "ldr {w0:q}, [{at}]",
+                "ldr {w1:q}, [{at}, #{step}]",
+                "smull {a:v}.8h, {x0:v}.8b, {w0:v}.8b",
+                "smull2 {b:v}.8h, {x0:v}.16b, {w0:v}.16b",
+                "smull {c:v}.8h, {x2:v}.8b, {w0:v}.8b",
+                "smull2 {d:v}.8h, {x2:v}.16b, {w0:v}.16b",
+                "smlal {a:v}.8h, {x1:v}.8b, {w1:v}.8b",
+                "smlal2 {b:v}.8h, {x1:v}.16b, {w1:v}.16b",
+                "smlal {c:v}.8h, {x3:v}.8b, {w1:v}.8b",
+                "smlal2 {d:v}.8h, {x3:v}.16b, {w1:v}.16b",
+                "sadalp {s0:v}.4s, {a:v}.8h",
+                "sadalp {s1:v}.4s, {b:v}.8h",
+                "sadalp {s2:v}.4s, {c:v}.8h",
+                "sadalp {s3:v}.4s, {d:v}.8h",
+                x0 = in(vreg) x[0][0],
+                x1 = in(vreg) x[0][1],
+                x2 = in(vreg) x[1][0],
+                x3 = in(vreg) x[1][1],
+                at = in(reg) w,
+                step = const STEP * 16,
+                w0 = out(vreg) _,
+                w1 = out(vreg) _,
+                s0 = inout(vreg) sums[0].0,
+                s1 = inout(vreg) sums[0].1,
+                s2 = inout(vreg) sums[1].0,
+                s3 = inout(vreg) sums[1].1,
+                a = out(vreg) _,
+                b = out(vreg) _,
+                c = out(vreg) _,
+                d = out(vreg) _,
+                options(pure, readonly, nostack, preserves_flags),
+            );
+        }
+        sums
+    }
+}
+
+/// Adds one quad of each pixel.
+///
+/// # Safety
+/// `N` vectors lie at `weights`.
+#[inline(always)]
+unsafe fn one_quad<const P: usize, const N: usize>(
+    sums: &mut [[Halves; N]; P],
+    inputs: [int8x16_t; P],
+    quad: usize,
+    weights: *const i8,
+) {
+    // SAFETY: as promised to this function.
+    unsafe {
+        for p in (0..P - P % 2).step_by(2) {
+            let x = [spread(inputs[p], quad), spread(inputs[p + 1], quad)];
+            for n in 0..N {
+                let at = weights.add(n * 16);
+                [sums[p][n], sums[p + 1][n]] = Halves::one_of_two([sums[p][n], sums[p + 1][n]], x, at);
+            }
+        }
+        if P % 2 == 1 {
+            let x = spread(inputs[P - 1], quad);
+            for n in 0..N {
+                sums[P - 1][n] = sums[P - 1][n].one(x, vld1q_s8(weights.add(n * 16)));
+            }
+        }
+    }
+}
+
 // SAFETY: NEON is part of every 64-bit ARM target.
 unsafe impl Dots for Pairs {
     const NARROW_SUM: bool = false;
     type Sum = Halves;
 
     #[inline(always)]
-    unsafe fn start(bias: int32x4_t) -> Halves {
-        Halves::start(bias)
+    unsafe fn start(finish: &Finish, channel: usize) -> Halves {
+        // SAFETY: as promised to this function.
+        let [low, high] = unsafe { finish.bias_halves(channel) };
+        Halves(low, high)
     }
 
     #[inline(always)]
@@ -253,23 +383,26 @@ unsafe impl Dots for Pairs {
         weights: *const i8,
     ) {
         // SAFETY: `Q * N` vectors lie at `weights`.
-        let weight = |quad: usize, n: usize| unsafe { vld1q_s8(weights.add((quad * N + n) * 16)) };
-        for quad in (0..Q - Q % 2).step_by(2) {
-            let spreads = inputs.map(|x| [spread(x, quad), spread(x, quad + 1)]);
-            for n in 0..N {
-                let weights = [weight(quad, n), weight(quad + 1, n)];
-                for p in 0..P {
-                    sums[p][n] = sums[p][n].two(spreads[p], weights);
+        unsafe {
+            for quad in (0..Q - Q % 2).step_by(2) {
+                let x = |p: usize| [spread(inputs[p], quad), spread(inputs[p], quad + 1)];
+                for p in (0..P - P % 2).step_by(2) {
+                    let x = [x(p), x(p + 1)];
+                    for n in 0..N {
+                        let at = weights.add((quad * N + n) * 16);
+                        [sums[p][n], sums[p + 1][n]] = Halves::two_pixels::<N>([sums[p][n], sums[p + 1][n]], x, at);
+                    }
+                }
+                if P % 2 == 1 {
+                    let x = x(P - 1);
+                    for n in 0..N {
+                        let at = weights.add((quad * N + n) * 16);
+                        sums[P - 1][n] = sums[P - 1][n].two(x, [vld1q_s8(at), vld1q_s8(at.add(16 * N))]);
+                    }
                 }
             }
-        }
-        if Q % 2 == 1 {
-            let spreads = inputs.map(|x| spread(x, Q - 1));
-            for n in 0..N {
-                let weights = weight(Q - 1, n);
-                for p in 0..P {
-                    sums[p][n] = sums[p][n].one(spreads[p], weights);
-                }
+            if Q % 2 == 1 {
+                one_quad(sums, inputs, Q - 1, weights.add((Q - 1) * N * 16));
             }
         }
     }
@@ -295,8 +428,10 @@ unsafe impl Dots for Singles {
     type Sum = Halves;
 
     #[inline(always)]
-    unsafe fn start(bias: int32x4_t) -> Halves {
-        Halves::start(bias)
+    unsafe fn start(finish: &Finish, channel: usize) -> Halves {
+        // SAFETY: as promised to this function.
+        let [low, high] = unsafe { finish.bias_halves(channel) };
+        Halves(low, high)
     }
 
     #[inline(always)]
@@ -306,13 +441,8 @@ unsafe impl Dots for Singles {
         weights: *const i8,
     ) {
         for quad in 0..Q {
-            for n in 0..N {
-                // SAFETY: `Q * N` vectors lie at `weights`.
-                let weights = unsafe { vld1q_s8(weights.add((quad * N + n) * 16)) };
-                for p in 0..P {
-                    sums[p][n] = sums[p][n].one(spread(inputs[p], quad), weights);
-                }
-            }
+            // SAFETY: `Q * N` vectors lie at `weights`.
+            unsafe { one_quad(sums, inputs, quad, weights.add(quad * N * 16)) };
         }
     }
 

@@ -148,7 +148,7 @@ impl<D: Dots> Dense<D> {
             unsafe {
                 let inputs: [*const u8; P] =
                     std::array::from_fn(|p| memory.bytes.add(*places.inputs.get_unchecked(i + p)).cast_const());
-                let bias: [D::Sum; N] = std::array::from_fn(|n| D::start(self.finish.bias(group.channel + 4 * n)));
+                let bias: [D::Sum; N] = std::array::from_fn(|n| D::start(&self.finish, group.channel + 4 * n));
                 let mut sums = [bias; P];
                 let mut weights = start;
                 for &offset in &self.offsets {

@@ -1,24 +1,25 @@
 //! Depthwise layers: tiles of neighbouring pixels by eight or sixteen channels.
 //!
 //! Three ways, chosen when a layer is packed:
-//! - [`Way::Window`]: kernels of three columns with stride 1, with `sdot`. Four neighbouring input pixels are interleaved, so that a lane holds
-//!   four taps of one channel; the window serves two output pixels (weights `a b c 0` and `0 a b c`) and two output rows.
-//! - [`Way::Columns`]: kernels of three or five columns, undilated or with the stride a multiple of the dilation: neighbouring pixels share
-//!   their taps; the products of two kernel rows are summed in 16 bits.
-//! - [`Way::Taps`]: any other, tap by tap.
+//! - [`Window`]: kernels of 3 by 3 with stride 1, with `sdot`. Four neighbouring input pixels are interleaved, so that a lane
+//!   holds four taps of one channel; the window serves two output pixels (weights `a b c 0` and `0 a b c`) in two rows.
+//! - [`Square`]: kernels of 3 by 3 or 5 by 5 whose output pixels are one or two taps apart: neighbouring pixels share
+//!   their taps; the products of two taps are summed in 16 bits.
+//! - [`Taps`]: any other, tap by tap.
 
 use std::arch::aarch64::*;
+use std::arch::asm;
 use std::ops::Range;
 
 use super::finish::{Finish, Reach};
-use super::{Packed, sdot, signed};
-use crate::kernels::{Area, BLOCK, DepthwiseSpec, Grid, Layer, Memory, SLACK, Scratch};
+use super::{Packed, signed};
+use crate::kernels::{Area, DepthwiseSpec, Grid, Layer, Memory, SLACK, Scratch};
 
 /// How a layer is computed.
 #[derive(Clone, Copy, Debug)]
 enum Way {
     Window { joined_rows: bool },
-    Columns { columns: usize, step: usize },
+    Square { size: usize, step: usize },
     Taps { pairs: bool },
 }
 
@@ -35,7 +36,7 @@ pub(super) struct Depthwise {
     /// `[tap][padded]`.
     weights: Packed,
     padded: usize,
-    /// For [`Way::Window`]: `[block][kernel row][pixel][16 channels][four taps]`.
+    /// For [`Way::Window`]: `[eight channels][kernel row][pixel][channel][four taps]`.
     windows: Packed,
     finish: Finish,
 }
@@ -62,115 +63,57 @@ impl Depthwise {
         }
     }
 
-    /// Output pixels `x..x + P` of the row `y`, all channels, by tiles of `H` halves of sixteen channels.
+    /// `R` rows from `y`, by tiles of two pixels; the last is moved back into the row, where that is long enough.
     ///
     /// # Safety
-    /// As for [`Layer::run`].
+    /// As for [`Layer::run`]; the way fits the layer.
     #[inline(always)]
-    unsafe fn channels<const P: usize, const R: usize>(
-        &self,
-        memory: Memory,
-        y: usize,
-        x: usize,
-        tile: impl Fn(Tile<P, R>, bool),
-    ) {
-        for channel in (0..self.channels).step_by(BLOCK) {
-            let live = (self.channels - channel).min(BLOCK);
-            let inputs = std::array::from_fn(|r| {
-                std::array::from_fn(|p| {
-                    memory.bytes.wrapping_add(self.grid.input.at(y + r, x + p) + channel).cast_const()
-                })
-            });
-            let outputs = std::array::from_fn(|r| std::array::from_fn(|p| self.grid.output.at(y + r, x + p) + channel));
-            tile(Tile { memory, inputs, outputs, channel, live }, live > 8);
-        }
-    }
-
-    /// Rows in turn, tiles of `P` pixels; the last is moved back into the row, where that is long enough.
-    #[inline(always)]
-    fn walk<const P: usize>(columns: Range<usize>, mut wide: impl FnMut(usize), mut single: impl FnMut(usize)) {
-        if columns.len() < P {
-            columns.for_each(&mut single);
-            return;
-        }
-        for x in columns.clone().step_by(P) {
-            wide(x.min(columns.end - P));
+    unsafe fn rows<W: Walk<R>, const R: usize>(&self, memory: Memory, y: usize, columns: &Range<usize>) {
+        let width = if W::NARROW { 8 } else { 16 };
+        for channel in (0..self.channels).step_by(width) {
+            let live = (self.channels - channel).min(width);
+            let strip = Strip {
+                memory,
+                inputs: memory.bytes.wrapping_add(self.grid.input.at(y, 0) + channel),
+                outputs: std::array::from_fn(|r| self.grid.output.at(y + r, 0) + channel),
+                channel,
+                live,
+            };
+            // SAFETY: as promised to this function.
+            unsafe {
+                if !W::NARROW && live > 8 {
+                    self.strip::<W, R, 2>(&strip, columns.start, columns.end);
+                } else {
+                    self.strip::<W, R, 1>(&strip, columns.start, columns.end);
+                }
+            }
         }
     }
 
     /// # Safety
     /// As for [`Layer::run`].
-    #[inline(always)]
-    unsafe fn run_columns<const C: usize, const S: usize>(&self, memory: Memory, y: usize, columns: Range<usize>) {
+    #[inline(never)]
+    unsafe fn strip<W: Walk<R>, const R: usize, const H: usize>(&self, strip: &Strip<R>, start: usize, end: usize) {
         // SAFETY: as promised to this function.
         unsafe {
-            Self::walk::<2>(
-                columns,
-                |x| {
-                    self.channels::<2, 1>(memory, y, x, |tile, both| match both {
-                        true => self.columns::<C, S, 2, 2>(tile),
-                        false => self.columns::<C, S, 2, 1>(tile),
-                    });
-                },
-                |x| {
-                    self.channels::<1, 1>(memory, y, x, |tile, both| match both {
-                        true => self.columns::<C, S, 1, 2>(tile),
-                        false => self.columns::<C, S, 1, 1>(tile),
-                    });
-                },
-            );
-        }
-    }
-
-    /// # Safety
-    /// As for [`Layer::run`].
-    #[inline(always)]
-    unsafe fn run_taps<const PAIRS: bool>(&self, memory: Memory, y: usize, columns: Range<usize>) {
-        // SAFETY: as promised to this function.
-        unsafe {
-            Self::walk::<2>(
-                columns,
-                |x| {
-                    self.channels::<2, 1>(memory, y, x, |tile, both| match both {
-                        true => self.taps::<PAIRS, 2, 2>(tile),
-                        false => self.taps::<PAIRS, 2, 1>(tile),
-                    });
-                },
-                |x| {
-                    self.channels::<1, 1>(memory, y, x, |tile, both| match both {
-                        true => self.taps::<PAIRS, 1, 2>(tile),
-                        false => self.taps::<PAIRS, 1, 1>(tile),
-                    });
-                },
-            );
-        }
-    }
-
-    /// # Safety
-    /// As for [`Layer::run`]; the processor has `sdot`, and there are at least two columns.
-    #[inline(always)]
-    unsafe fn run_windows<const R: usize>(&self, memory: Memory, y: usize, columns: Range<usize>) {
-        // SAFETY: as promised to this function.
-        unsafe {
-            Self::walk::<2>(
-                columns,
-                |x| {
-                    self.channels::<2, R>(memory, y, x, |tile, both| match both {
-                        true => self.window::<R, 2>(tile),
-                        false => self.window::<R, 1>(tile),
-                    });
-                },
-                |_| {},
-            );
+            if end - start < 2 {
+                for x in start..if W::NARROW { start } else { end } {
+                    W::tile::<1, H>(self, strip.tile(&self.grid, x));
+                }
+                return;
+            }
+            for x in (start..end).step_by(2) {
+                W::tile::<2, H>(self, strip.tile(&self.grid, x.min(end - 2)));
+            }
         }
     }
 
     /// # Safety
     /// The tap exists.
     #[inline(always)]
-    unsafe fn weight(&self, row: usize, column: usize, channel: usize) -> int8x16_t {
+    unsafe fn weight(&self, tap: usize, channel: usize) -> int8x16_t {
         // SAFETY: the channels are filled up to a multiple of 16.
-        unsafe { vld1q_s8(self.weights.as_ptr().add((row * self.columns + column) * self.padded + channel)) }
+        unsafe { vld1q_s8(self.weights.as_ptr().add(tap * self.padded + channel)) }
     }
 
     #[inline(always)]
@@ -180,37 +123,58 @@ impl Depthwise {
         [std::array::from_fn(of); P]
     }
 
+    /// # Safety
+    /// The outputs are the running task's.
     #[inline(always)]
-    unsafe fn write<const P: usize, const H: usize>(&self, tile: &Tile<P, 1>, sums: [[Sums; H]; P]) {
-        // SAFETY: the outputs are the running task's.
-        unsafe {
-            if H == 2 {
-                let sums = sums.map(|s| [s[0].0, s[0].1, s[H - 1].0, s[H - 1].1]);
-                self.finish.write(tile.memory, tile.outputs[0], tile.channel, tile.live, sums);
-            } else {
-                let sums = sums.map(|s| [s[0].0, s[0].1]);
-                self.finish.write(tile.memory, tile.outputs[0], tile.channel, tile.live, sums);
+    unsafe fn write<const P: usize, const H: usize, const R: usize>(
+        &self,
+        tile: &Tile<P, R>,
+        sums: [[[Sums; H]; P]; R],
+    ) {
+        for r in 0..R {
+            let (memory, outputs) = (tile.memory, tile.outputs[r]);
+            // SAFETY: as promised to this function.
+            unsafe {
+                if H == 2 {
+                    let sums = sums[r].map(|s| [s[0].0, s[0].1, s[H - 1].0, s[H - 1].1]);
+                    self.finish.write(memory, outputs, tile.channel, tile.live, sums);
+                } else {
+                    let sums = sums[r].map(|s| [s[0].0, s[0].1]);
+                    self.finish.write(memory, outputs, tile.channel, tile.live, sums);
+                }
             }
         }
     }
+}
 
-    /// Kernels of `C` columns, `S` columns from one output pixel to the next; pairs of products fit 16 bits.
-    #[inline(never)]
-    unsafe fn columns<const C: usize, const S: usize, const P: usize, const H: usize>(&self, tile: Tile<P, 1>) {
+/// How a tile of `R` rows is computed, with `H` times eight channels.
+trait Walk<const R: usize> {
+    /// Whether tiles are eight channels and never a single pixel.
+    const NARROW: bool = false;
+
+    /// # Safety
+    /// As for [`Layer::run`]; the way fits the layer.
+    unsafe fn tile<const P: usize, const H: usize>(layer: &Depthwise, tile: Tile<P, R>);
+}
+
+/// Kernels of `K` by `K`, `S` taps from one output pixel to the next; pairs of products fit 16 bits.
+struct Square<const K: usize, const S: usize>;
+
+impl<const K: usize, const S: usize> Walk<1> for Square<K, S> {
+    #[inline(always)]
+    unsafe fn tile<const P: usize, const H: usize>(layer: &Depthwise, tile: Tile<P, 1>) {
         // SAFETY: taps lie in the arena, whole vectors in its slack; weights are filled up.
         unsafe {
-            let mut sums = self.start::<P, H>(tile.channel);
+            let mut sums = layer.start::<P, H>(tile.channel);
             let load = |row: usize| -> [int8x16_t; 8] {
-                let start = tile.inputs[0][0].wrapping_add(row * self.tap_row);
-                std::array::from_fn(|i| {
-                    let i = i.min((P - 1) * S + C - 1);
-                    signed(start.wrapping_add(i * self.tap_column))
-                })
+                let start = tile.input.wrapping_add(row * layer.tap_row);
+                std::array::from_fn(|i| signed(start.wrapping_add(i.min((P - 1) * S + K - 1) * layer.tap_column)))
             };
-            for row in (0..self.rows & !1).step_by(2) {
+            let weight = |row: usize, column: usize| layer.weight(row * K + column, tile.channel);
+            let two_rows = |sums: &mut [[Sums; H]; P], row: usize| {
                 let x = [load(row), load(row + 1)];
-                for c in 0..C {
-                    let w = [self.weight(row, c, tile.channel), self.weight(row + 1, c, tile.channel)];
+                for c in 0..K {
+                    let w = [weight(row, c), weight(row + 1, c)];
                     for p in 0..P {
                         let x = [x[0][p * S + c], x[1][p * S + c]];
                         for h in 0..H {
@@ -218,43 +182,50 @@ impl Depthwise {
                         }
                     }
                 }
+            };
+            two_rows(&mut sums, 0);
+            if K == 5 {
+                two_rows(&mut sums, 2);
             }
-            if self.rows % 2 == 1 {
-                let row = self.rows - 1;
-                let x = load(row);
-                for c in (0..C - 1).step_by(2) {
-                    let w = [self.weight(row, c, tile.channel), self.weight(row, c + 1, tile.channel)];
-                    for p in 0..P {
-                        let x = [x[p * S + c], x[p * S + c + 1]];
-                        for h in 0..H {
-                            sums[p][h] = sums[p][h].two(h, x, w);
-                        }
-                    }
-                }
-                let w = self.weight(row, C - 1, tile.channel);
+            let x = load(K - 1);
+            for c in (0..K - 1).step_by(2) {
+                let w = [weight(K - 1, c), weight(K - 1, c + 1)];
                 for p in 0..P {
+                    let x = [x[p * S + c], x[p * S + c + 1]];
                     for h in 0..H {
-                        sums[p][h] = sums[p][h].one(h, x[p * S + C - 1], w);
+                        sums[p][h] = sums[p][h].two(h, x, w);
                     }
                 }
             }
-            self.write(&tile, sums);
+            let w = weight(K - 1, K - 1);
+            for p in 0..P {
+                for h in 0..H {
+                    sums[p][h] = sums[p][h].one(h, x[p * S + K - 1], w);
+                }
+            }
+            layer.write(&tile, [sums]);
         }
     }
+}
 
-    /// Any kernel.
-    #[inline(never)]
-    unsafe fn taps<const PAIRS: bool, const P: usize, const H: usize>(&self, tile: Tile<P, 1>) {
-        // SAFETY: as in `columns`.
+/// Any kernel, tap by tap; `PAIRS` where the products of two neighbours fit 16 bits.
+struct Taps<const PAIRS: bool>;
+
+impl<const PAIRS: bool> Walk<1> for Taps<PAIRS> {
+    #[inline(always)]
+    unsafe fn tile<const P: usize, const H: usize>(layer: &Depthwise, tile: Tile<P, 1>) {
+        // SAFETY: as in `Square`.
         unsafe {
-            let mut sums = self.start::<P, H>(tile.channel);
-            for row in 0..self.rows {
+            let mut sums = layer.start::<P, H>(tile.channel);
+            for row in 0..layer.rows {
                 let load = |p: usize, column: usize| {
-                    signed(tile.inputs[0][p].wrapping_add(row * self.tap_row + column * self.tap_column))
+                    let tap = row * layer.tap_row + column * layer.tap_column;
+                    signed(tile.input.wrapping_add(p * tile.pixel + tap))
                 };
+                let weight = |column: usize| layer.weight(row * layer.columns + column, tile.channel);
                 let mut column = 0;
-                while PAIRS && column + 1 < self.columns {
-                    let w = [self.weight(row, column, tile.channel), self.weight(row, column + 1, tile.channel)];
+                while PAIRS && column + 1 < layer.columns {
+                    let w = [weight(column), weight(column + 1)];
                     for p in 0..P {
                         let x = [load(p, column), load(p, column + 1)];
                         for h in 0..H {
@@ -263,8 +234,8 @@ impl Depthwise {
                     }
                     column += 2;
                 }
-                while column < self.columns {
-                    let w = self.weight(row, column, tile.channel);
+                while column < layer.columns {
+                    let w = weight(column);
                     for p in 0..P {
                         let x = load(p, column);
                         for h in 0..H {
@@ -274,46 +245,160 @@ impl Depthwise {
                     column += 1;
                 }
             }
-            self.write(&tile, sums);
+            layer.write(&tile, [sums]);
+        }
+    }
+}
+
+/// Kernels of 3 by 3 with stride 1, with `sdot`; rows are one kernel row apart. Never of a single pixel.
+struct Window {
+    input: *const u8,
+    weights: *const i8,
+    tap_row: usize,
+    tap_column: usize,
+}
+
+impl<const R: usize> Walk<R> for Window {
+    const NARROW: bool = true;
+
+    #[inline(always)]
+    unsafe fn tile<const P: usize, const H: usize>(layer: &Depthwise, tile: Tile<P, R>) {
+        // SAFETY: as in `Square`; the fourth pixel of a window is the last tap of the second output pixel.
+        unsafe {
+            let mut sums = [layer.start::<P, H>(tile.channel); R];
+            let window = Self {
+                input: tile.input,
+                weights: layer.windows.as_ptr().wrapping_add(tile.channel * 3 * 8),
+                tap_row: layer.tap_row,
+                tap_column: layer.tap_column,
+            };
+            // Written out: the compiler leaves a loop, and the sums in memory.
+            window.row::<0, P, H, R>(&mut sums);
+            window.row::<1, P, H, R>(&mut sums);
+            window.row::<2, P, H, R>(&mut sums);
+            if R == 2 {
+                window.row::<3, P, H, R>(&mut sums);
+            }
+            layer.write(&tile, sums);
+        }
+    }
+}
+
+impl Window {
+    /// What the input row `Y` adds.
+    ///
+    /// # Safety
+    /// As for [`Walk::tile`].
+    #[inline(always)]
+    unsafe fn row<const Y: usize, const P: usize, const H: usize, const R: usize>(
+        &self,
+        sums: &mut [[[Sums; H]; P]; R],
+    ) {
+        // SAFETY: as in `Square`; the fourth pixel of a window is the last tap of the second output pixel.
+        unsafe {
+            let taps = self.taps(Y);
+            for r in 0..R {
+                let kernel_row = Y.wrapping_sub(r);
+                if kernel_row > 2 {
+                    continue;
+                }
+                let both = [sums[r][0][0], sums[r][P - 1][0]];
+                [sums[r][0][0], sums[r][P - 1][0]] =
+                    two_windows(both, taps, self.weights.wrapping_add(kernel_row * 64));
+            }
         }
     }
 
-    /// Three columns, stride 1; two pixels in each of `R` rows that are one kernel row apart.
-    #[inline(never)]
-    unsafe fn window<const R: usize, const H: usize>(&self, tile: Tile<2, R>) {
-        // SAFETY: as in `columns`; the fourth pixel of a window is the last tap of the second output pixel.
+    /// Lanes of four taps less 128: four channels in each vector. Written in assembly, as [`two_windows`] is, because the
+    /// compiler loads all rows first and then has no registers left for the sums.
+    ///
+    /// # Safety
+    /// As for [`Walk::tile`].
+    #[inline(always)]
+    unsafe fn taps(&self, row: usize) -> [int8x16_t; 2] {
+        let start = self.input.wrapping_add(row * self.tap_row);
+        let (low, high);
+        // SAFETY: as promised to this function.
         unsafe {
-            let bias: [[int32x4_t; 2]; H] = std::array::from_fn(|h| {
-                [self.finish.bias(tile.channel + 8 * h), self.finish.bias(tile.channel + 8 * h + 4)]
-            });
-            let mut sums = [[bias; 2]; R];
-            let weights = self.windows.as_ptr().wrapping_add(tile.channel * self.rows * 8);
-            for row in 0..self.rows + R - 1 {
-                let start = tile.inputs[0][0].wrapping_add(row * self.tap_row);
-                let x: [int8x16_t; 4] = std::array::from_fn(|i| signed(start.wrapping_add(i * self.tap_column)));
-                for h in 0..H {
-                    let taps = interleave(x, h);
-                    for r in 0..R {
-                        let kernel_row = row.wrapping_sub(r);
-                        if kernel_row < self.rows {
-                            for p in 0..2 {
-                                let at = weights.wrapping_add(((kernel_row * 2 + p) * 4 + 2 * h) * 16);
-                                sums[r][p][h][0] = sdot(sums[r][p][h][0], vld1q_s8(at), taps[0]);
-                                sums[r][p][h][1] = sdot(sums[r][p][h][1], vld1q_s8(at.wrapping_add(16)), taps[1]);
-                            }
-                        }
-                    }
-                }
-            }
-            for r in 0..R {
-                let (outputs, live) = (tile.outputs[r], tile.live);
-                if H == 2 {
-                    let sums = sums[r].map(|s| [s[0][0], s[0][1], s[H - 1][0], s[H - 1][1]]);
-                    self.finish.write(tile.memory, outputs, tile.channel, live, sums);
-                } else {
-                    self.finish.write(tile.memory, outputs, tile.channel, live, sums[r].map(|s| s[0]));
-                }
-            }
+            asm!(
+                "ldr {a:d}, [{x0}]",
+                "ldr {b:d}, [{x0}, {x1}]",
+                "ldr {c:d}, [{x0}, {x2}]",
+                "ldr {d:d}, [{x0}, {x3}]",
+                "zip1 {a:v}.16b, {a:v}.16b, {b:v}.16b",
+                "zip1 {c:v}.16b, {c:v}.16b, {d:v}.16b",
+                "zip2 {b:v}.8h, {a:v}.8h, {c:v}.8h",
+                "zip1 {a:v}.8h, {a:v}.8h, {c:v}.8h",
+                "eor {b:v}.16b, {b:v}.16b, {minus:v}.16b",
+                "eor {a:v}.16b, {a:v}.16b, {minus:v}.16b",
+                x0 = in(reg) start,
+                x1 = in(reg) self.tap_column,
+                x2 = in(reg) 2 * self.tap_column,
+                x3 = in(reg) 3 * self.tap_column,
+                minus = in(vreg) vdupq_n_u8(0x80),
+                a = out(vreg) low,
+                b = out(vreg) high,
+                c = out(vreg) _,
+                d = out(vreg) _,
+                options(readonly, nostack, preserves_flags),
+            );
+        }
+        [low, high]
+    }
+}
+
+/// Adds the windows of two pixels, eight channels.
+///
+/// # Safety
+/// The processor has `sdot`; the weights of a kernel row lie at `weights`.
+#[inline(always)]
+unsafe fn two_windows(mut sums: [Sums; 2], taps: [int8x16_t; 2], weights: *const i8) -> [Sums; 2] {
+    // SAFETY: as promised to this function. The directive holds for this statement.
+    unsafe {
+        asm!(
+            ".arch_extension dotprod",
+            "ldp {a:q}, {b:q}, [{weights}]",
+            "ldp {c:q}, {d:q}, [{weights}, #32]",
+            "sdot {s0:v}.4s, {a:v}.16b, {low:v}.16b",
+            "sdot {s1:v}.4s, {b:v}.16b, {high:v}.16b",
+            "sdot {s2:v}.4s, {c:v}.16b, {low:v}.16b",
+            "sdot {s3:v}.4s, {d:v}.16b, {high:v}.16b",
+            weights = in(reg) weights,
+            low = in(vreg) taps[0],
+            high = in(vreg) taps[1],
+            s0 = inout(vreg) sums[0].0,
+            s1 = inout(vreg) sums[0].1,
+            s2 = inout(vreg) sums[1].0,
+            s3 = inout(vreg) sums[1].1,
+            a = out(vreg) _,
+            b = out(vreg) _,
+            c = out(vreg) _,
+            d = out(vreg) _,
+            options(readonly, nostack, preserves_flags),
+        );
+    }
+    sums
+}
+
+/// Rows of output pixels, up to sixteen channels.
+struct Strip<const R: usize> {
+    memory: Memory,
+    inputs: *const u8,
+    outputs: [usize; R],
+    channel: usize,
+    live: usize,
+}
+
+impl<const R: usize> Strip<R> {
+    #[inline(always)]
+    fn tile<const P: usize>(&self, grid: &Grid, x: usize) -> Tile<P, R> {
+        Tile {
+            memory: self.memory,
+            input: self.inputs.wrapping_add(x * grid.input.pixel),
+            pixel: grid.input.pixel,
+            outputs: self.outputs.map(|output| std::array::from_fn(|p| output + (x + p) * grid.output.pixel)),
+            channel: self.channel,
+            live: self.live,
         }
     }
 }
@@ -321,7 +406,9 @@ impl Depthwise {
 /// Where a tile of `P` pixels in `R` rows lies.
 struct Tile<const P: usize, const R: usize> {
     memory: Memory,
-    inputs: [[*const u8; P]; R],
+    input: *const u8,
+    /// From one pixel's input to the next's.
+    pixel: usize,
     outputs: [[usize; P]; R],
     channel: usize,
     live: usize,
@@ -332,26 +419,25 @@ impl Layer for Depthwise {
         let Area { rows, columns } = area;
         let mut y = rows.start;
         while y < rows.end {
-            let columns = columns.clone();
-            let mut done = 1;
+            let two = rows.end - y >= 2;
             // SAFETY: as promised to this function; the ways were chosen to fit.
             unsafe {
                 match self.way {
-                    Way::Window { .. } if columns.len() < 2 => self.run_columns::<3, 1>(memory, y, columns),
-                    Way::Window { joined_rows: true } if rows.end - y >= 2 => {
-                        self.run_windows::<2>(memory, y, columns);
-                        done = 2;
+                    Way::Window { .. } if columns.len() < 2 => self.rows::<Square<3, 1>, 1>(memory, y, &columns),
+                    Way::Window { joined_rows: true } if two => {
+                        self.rows::<Window, 2>(memory, y, &columns);
+                        y += 1;
                     }
-                    Way::Window { .. } => self.run_windows::<1>(memory, y, columns),
-                    Way::Columns { columns: 3, step: 1 } => self.run_columns::<3, 1>(memory, y, columns),
-                    Way::Columns { columns: 3, .. } => self.run_columns::<3, 2>(memory, y, columns),
-                    Way::Columns { step: 1, .. } => self.run_columns::<5, 1>(memory, y, columns),
-                    Way::Columns { .. } => self.run_columns::<5, 2>(memory, y, columns),
-                    Way::Taps { pairs: true } => self.run_taps::<true>(memory, y, columns),
-                    Way::Taps { pairs: false } => self.run_taps::<false>(memory, y, columns),
+                    Way::Window { .. } => self.rows::<Window, 1>(memory, y, &columns),
+                    Way::Square { size: 3, step: 1 } => self.rows::<Square<3, 1>, 1>(memory, y, &columns),
+                    Way::Square { size: 3, .. } => self.rows::<Square<3, 2>, 1>(memory, y, &columns),
+                    Way::Square { step: 1, .. } => self.rows::<Square<5, 1>, 1>(memory, y, &columns),
+                    Way::Square { .. } => self.rows::<Square<5, 2>, 1>(memory, y, &columns),
+                    Way::Taps { pairs: true } => self.rows::<Taps<true>, 1>(memory, y, &columns),
+                    Way::Taps { pairs: false } => self.rows::<Taps<false>, 1>(memory, y, &columns),
                 }
             }
-            y += done;
+            y += 1;
         }
     }
 }
@@ -364,20 +450,21 @@ fn choose(spec: &DepthwiseSpec, dot: bool) -> Way {
     let step = (1..=2).find(|step| spec.grid.input.pixel == step * spec.tap_column);
     match step {
         _ if !pairs => Way::Taps { pairs },
+        _ if spec.kernel_rows != columns => Way::Taps { pairs },
         Some(1) if dot && columns == 3 => Way::Window { joined_rows: spec.grid.input.row == spec.tap_row },
-        Some(step) if columns == 3 || columns == 5 => Way::Columns { columns, step },
+        Some(step) if columns == 3 || columns == 5 => Way::Square { size: columns, step },
         _ => Way::Taps { pairs },
     }
 }
 
-/// `[block][kernel row][pixel][16 channels][four taps]`: the taps of the second pixel are one further.
+/// `[eight channels][kernel row][pixel][channel][four taps]`: the taps of the second pixel are one further.
 fn pack_windows(spec: &DepthwiseSpec) -> Vec<i8> {
     let padded = spec.padded();
     let mut weights = vec![];
-    for block in (0..padded).step_by(BLOCK) {
-        for row in 0..spec.kernel_rows {
+    for block in (0..padded).step_by(8) {
+        for row in 0..3 {
             for pixel in 0..2 {
-                for channel in block..block + BLOCK {
+                for channel in block..block + 8 {
                     weights.extend((0..4usize).map(|tap| match tap.wrapping_sub(pixel) {
                         column @ 0..3 => spec.weights[(row * 3 + column) * padded + channel],
                         _ => 0,
@@ -387,18 +474,6 @@ fn pack_windows(spec: &DepthwiseSpec) -> Vec<i8> {
         }
     }
     weights
-}
-
-/// Lanes of four taps for eight channels, the first or the second eight: four channels in each vector.
-#[inline(always)]
-fn interleave(x: [int8x16_t; 4], half: usize) -> [int8x16_t; 2] {
-    // SAFETY: registers only, NEON is part of every 64-bit ARM target.
-    unsafe {
-        let zip = |a, b| if half == 0 { vzip1q_s8(a, b) } else { vzip2q_s8(a, b) };
-        let first = vreinterpretq_s16_s8(zip(x[0], x[1]));
-        let second = vreinterpretq_s16_s8(zip(x[2], x[3]));
-        [vreinterpretq_s8_s16(vzip1q_s16(first, second)), vreinterpretq_s8_s16(vzip2q_s16(first, second))]
-    }
 }
 
 /// The sums of eight channels.

@@ -45,6 +45,8 @@ impl Reach {
 pub(super) struct Finish {
     /// Where the sums of `(x - 128) * weight` begin.
     bias: Box<[i32]>,
+    /// The same with a 0 behind each, for sums in two halves.
+    bias_halves: Box<[i32]>,
     /// Subtracted from a quick sum that was read as a float.
     offset: Box<[f32]>,
     quick: bool,
@@ -71,6 +73,7 @@ impl Finish {
         };
         Self {
             bias: channels.clone().map(|channel| bias(channel) as i32).collect(),
+            bias_halves: channels.clone().flat_map(|channel| [bias(channel) as i32, 0]).collect(),
             offset: channels.map(|channel| if quick { (8_388_608 - low(channel)) as f32 } else { 0.0 }).collect(),
             quick,
             zero_point,
@@ -87,6 +90,19 @@ impl Finish {
     pub(super) unsafe fn bias(&self, channel: usize) -> int32x4_t {
         // SAFETY: the channels are filled up to a multiple of 16.
         unsafe { vld1q_s32(self.bias.as_ptr().add(channel)) }
+    }
+
+    /// The same as two vectors, with a 0 behind each.
+    ///
+    /// # Safety
+    /// As for [`Finish::bias`].
+    #[inline(always)]
+    pub(super) unsafe fn bias_halves(&self, channel: usize) -> [int32x4_t; 2] {
+        // SAFETY: the channels are filled up to a multiple of 16.
+        unsafe {
+            let at = self.bias_halves.as_ptr().add(2 * channel);
+            [vld1q_s32(at), vld1q_s32(at.add(4))]
+        }
     }
 
     /// Writes the outcome of the sums of `P` pixels, `4 * N` channels from `channel` of which `live` exist.
@@ -107,7 +123,14 @@ impl Finish {
             if self.quick {
                 self.quick(memory, outputs, channel, live, sums);
             } else {
-                self.general(memory, &outputs, channel, live, &sums);
+                // Copied here, lest the sums go to memory on the way above too.
+                let mut copy = [[vdupq_n_s32(0); N]; P];
+                for p in 0..P {
+                    for n in 0..N {
+                        std::ptr::write_volatile(&mut copy[p][n], sums[p][n]);
+                    }
+                }
+                self.general(memory, &outputs, channel, live, &copy);
             }
         }
     }
@@ -172,9 +195,12 @@ impl Finish {
             for first in (0..P).step_by(4 / span) {
                 let pixel = |i: usize| (first + i / span).min(P - 1);
                 let bytes = self.bytes(from_fn4(|i| sums[pixel(i)][vector(i)]), offset, scale);
-                for p in 0..4 / span {
-                    if first + p < P {
-                        put(memory.bytes.add(outputs[first + p]), bytes, p * span, live.min(4 * N));
+                let at = |p: usize| memory.bytes.add(outputs[first + p]);
+                for p in 0..(4 / span).min(P - first) {
+                    if live >= 4 * N {
+                        put_all::<N>(at(p), bytes, p);
+                    } else {
+                        put(at(p), bytes, p * span, live);
                     }
                 }
             }
@@ -199,7 +225,8 @@ impl Finish {
         }
     }
 
-    /// Any activation, any sum, any output.
+    /// Any activation, any sum, any output. Called cold, so that it is this call that pays for saving registers.
+    #[cold]
     #[inline(never)]
     unsafe fn general<const N: usize>(
         &self,
@@ -285,25 +312,39 @@ fn from_fn4<T>(f: impl Fn(usize) -> T) -> [T; 4] {
     [f(0), f(1), f(2), f(3)]
 }
 
-/// Writes `live` bytes, at most 16, of a vector from its 32-bit lane `lane` on.
+/// Writes the `4 * N` bytes of the `p`th pixel in a vector of [`Finish::quick`].
+///
+/// # Safety
+/// They may be written.
+#[inline(always)]
+unsafe fn put_all<const N: usize>(at: *mut u8, bytes: uint8x16_t, p: usize) {
+    // SAFETY: as promised to this function.
+    unsafe {
+        match (N, p) {
+            (4, _) => vst1q_u8(at, bytes),
+            (3, _) => {
+                vst1_u8(at, vget_low_u8(bytes));
+                at.add(8).cast::<u32>().write_unaligned(lane_u32(bytes, 2));
+            }
+            (2, 0) => vst1_u8(at, vget_low_u8(bytes)),
+            (2, _) => vst1_u8(at, vget_high_u8(bytes)),
+            _ => at.cast::<u32>().write_unaligned(lane_u32(bytes, p)),
+        }
+    }
+}
+
+/// Writes `live` bytes, fewer than 16, of a vector from its 32-bit lane `lane` on.
 ///
 /// # Safety
 /// They may be written, and lie within the vector.
-#[inline(always)]
+#[cold]
+#[inline(never)]
 unsafe fn put(at: *mut u8, bytes: uint8x16_t, lane: usize, live: usize) {
     // SAFETY: as promised to this function.
     unsafe {
-        match (live, lane) {
-            (16, _) => vst1q_u8(at, bytes),
-            (8, 0) => vst1_u8(at, vget_low_u8(bytes)),
-            (8, 2) => vst1_u8(at, vget_high_u8(bytes)),
-            (4, _) => at.cast::<u32>().write_unaligned(lane_u32(bytes, lane)),
-            _ => {
-                let mut copy = [0u8; 32];
-                vst1q_u8(copy.as_mut_ptr(), bytes);
-                put_tail(at, copy.as_ptr().add(4 * lane), live);
-            }
-        }
+        let mut copy = [0u8; 32];
+        vst1q_u8(copy.as_mut_ptr(), bytes);
+        put_tail(at, copy.as_ptr().add(4 * lane), live);
     }
 }
 
