@@ -19,7 +19,7 @@ pub fn float(isa: Isa, clock: Clock) -> Option<f64> {
     rates(isa, clock).and_then(|rates| rates.1)
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(not(any(target_arch = "x86_64", all(target_arch = "aarch64", target_endian = "little"))))]
 fn rates(_: Isa, _: Clock) -> Option<(f64, Option<f64>)> {
     None
 }
@@ -34,6 +34,83 @@ fn rates(isa: Isa, clock: Clock) -> Option<(f64, Option<f64>)> {
         Isa::AvxVnni => Some((x86::quads_256(clock), narrow())),
         Isa::Avx512Vnni => Some((x86::quads_512(clock), Some(x86::floats_512(clock)))),
     }
+}
+
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+fn rates(isa: Isa, clock: Clock) -> Option<(f64, Option<f64>)> {
+    isa.is_available().then_some(())?;
+    match isa {
+        Isa::Scalar => None,
+        Isa::Neon => Some((arm::pairs(clock), Some(arm::floats(clock)))),
+        Isa::NeonDot => Some((arm::quads(clock), Some(arm::floats(clock)))),
+    }
+}
+
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+mod arm {
+    use std::arch::asm;
+
+    use super::Clock;
+
+    /// Short runs of which the best counts.
+    const RUNS: usize = 40;
+    /// Times that a loop's body runs in one run.
+    const ROUNDS: usize = 40_000;
+    /// Registers that add up, enough to hide any instruction's latency.
+    const SUMS: usize = 12;
+
+    /// Defines a measurement: the name, products for one sum, and instructions for one sum, whose register has the number `n`.
+    /// Register 12 is free for what comes before a sum.
+    macro_rules! measure {
+        ($(#[$doc:meta])* $name:ident, $products:literal, $($line:literal)*) => {
+            $(#[$doc])*
+            pub(super) fn $name(clock: Clock) -> f64 {
+                let round = || {
+                    // SAFETY: touches the registers named here and nothing else; callers have made sure of the instructions.
+                    unsafe {
+                        asm!(
+                            ".arch_extension dotprod",
+                            // Zeros everywhere: no value is ever a slow one.
+                            ".irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 30, 31",
+                            "movi v\\n\\().2d, #0",
+                            ".endr",
+                            "2:",
+                            ".irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11",
+                            $($line,)*
+                            ".endr",
+                            "subs {left}, {left}, #1",
+                            "b.ne 2b",
+                            left = inout(reg) ROUNDS => _,
+                            out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v4") _, out("v5") _, out("v6") _,
+                            out("v7") _, out("v8") _, out("v9") _, out("v10") _, out("v11") _, out("v12") _, out("v30") _,
+                            out("v31") _,
+                            options(nomem, nostack),
+                        );
+                    }
+                };
+                let rate = || {
+                    let start = clock();
+                    round();
+                    ($products * SUMS * ROUNDS) as f64 / (clock() - start) / 1e9
+                };
+                (0..RUNS).map(|_| rate()).fold(0.0, f64::max)
+            }
+        };
+    }
+
+    measure!(
+        /// Pairs of products in 16 bits.
+        pairs, 16,
+        "smull v12.8h, v30.8b, v31.8b" "smlal2 v12.8h, v30.16b, v31.16b" "sadalp v\\n\\().4s, v12.8h"
+    );
+    measure!(
+        /// Dot products of four bytes.
+        quads, 16, "sdot v\\n\\().4s, v30.16b, v31.16b"
+    );
+    measure!(
+        /// `f32`, fused.
+        floats, 4, "fmla v\\n\\().4s, v30.4s, v31.4s"
+    );
 }
 
 #[cfg(target_arch = "x86_64")]

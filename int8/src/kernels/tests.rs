@@ -68,7 +68,8 @@ struct Finish {
 fn finishes() -> impl Strategy<Value = Finish> {
     let zero_points = prop_oneof![Just(0u8), Just(255u8), any::<u8>()];
     let gains = prop_oneof![3 => 0.05f32..4.0, 1 => Just(0.0f32), 1 => Just(1e9f32), 1 => Just(1e30f32)];
-    (0u8..3, prop::bool::weighted(0.2), zero_points, any::<u8>(), any::<u8>(), gains).prop_map(
+    let activations = prop_oneof![2 => Just(0u8), 1 => Just(1), 1 => Just(2)];
+    (activations, prop::bool::weighted(0.2), zero_points, any::<u8>(), any::<u8>(), gains).prop_map(
         |(activation, float, zero_point, a, b, gain)| Finish {
             activation,
             float,

@@ -9,7 +9,7 @@
 
 use std::arch::aarch64::*;
 
-use crate::kernels::{Activation, Memory, Post, Store};
+use crate::kernels::{Activation, BLOCK, Memory, Post, Store};
 
 /// The bits of 2^23: floats from there to 2^24 are the integers.
 const INTEGERS: i32 = 0x4B00_0000;
@@ -49,7 +49,8 @@ pub(super) struct Finish {
     bias_halves: Box<[i32]>,
     /// Subtracted from a quick sum that was read as a float.
     offset: Box<[f32]>,
-    quick: bool,
+    /// For each block of channels.
+    quick: Box<[bool]>,
     zero_point: i16,
     bounds: [u8; 2],
     post: Post,
@@ -58,10 +59,11 @@ pub(super) struct Finish {
 impl Finish {
     /// For channels with these weights.
     pub(super) fn new(post: Post, reach: &[Reach]) -> Self {
-        let quick = is_quick(&post, reach);
+        let quick: Box<[bool]> =
+            (0..post.bias.len()).step_by(BLOCK).map(|block| fits_quick(&post, reach, block)).collect();
         let reach_of = |channel: usize| reach.get(channel).copied().unwrap_or_default();
         let low = |channel: usize| i64::from(post.bias[channel]) + reach_of(channel).least;
-        let shift = |channel: usize| if quick { i64::from(INTEGERS) - low(channel) } else { 0 };
+        let shift = |channel: usize| if quick[channel / BLOCK] { i64::from(INTEGERS) - low(channel) } else { 0 };
         // Sums wrap: only the last value has to be right, and it fits.
         let bias = |channel: usize| i64::from(post.bias[channel]) + 128 * reach_of(channel).total + shift(channel);
         let channels = 0..post.bias.len();
@@ -74,12 +76,20 @@ impl Finish {
         Self {
             bias: channels.clone().map(|channel| bias(channel) as i32).collect(),
             bias_halves: channels.clone().flat_map(|channel| [bias(channel) as i32, 0]).collect(),
-            offset: channels.map(|channel| if quick { (8_388_608 - low(channel)) as f32 } else { 0.0 }).collect(),
+            offset: channels.map(|channel| (8_388_608 - low(channel)) as f32).collect(),
             quick,
             zero_point,
             bounds,
             post,
         }
+    }
+
+    /// # Safety
+    /// The layer has `channel`.
+    #[inline(always)]
+    unsafe fn is_quick(&self, channel: usize) -> bool {
+        // SAFETY: as promised to this function.
+        unsafe { *self.quick.get_unchecked(channel / BLOCK) }
     }
 
     /// Where the sums of four channels begin.
@@ -120,7 +130,7 @@ impl Finish {
     ) {
         // SAFETY: as promised to this function.
         unsafe {
-            if self.quick {
+            if self.is_quick(channel) {
                 self.quick(memory, outputs, channel, live, sums);
             } else {
                 // Copied here, lest the sums go to memory on the way above too.
@@ -153,7 +163,7 @@ impl Finish {
         };
         // SAFETY: as promised to this function.
         unsafe {
-            if self.quick {
+            if self.is_quick(channel) {
                 let of = |values: &[f32], i: usize| vdupq_n_f32(*values.get_unchecked(channel + i.min(C - 1)));
                 let sums = from_fn4(|i| with_bias(i.min(C - 1)));
                 let (offset, scale) = (from_fn4(|i| of(&self.offset, i)), from_fn4(|i| of(&self.post.scale, i)));
@@ -284,17 +294,17 @@ impl Finish {
     }
 }
 
-/// Whether the way without conversions is exact for every input.
-fn is_quick(post: &Post, reach: &[Reach]) -> bool {
+/// Whether the way without conversions is exact for every input and each channel of a block.
+fn fits_quick(post: &Post, reach: &[Reach], block: usize) -> bool {
     const LIMIT: i64 = 1 << 23;
-    let fits = |channel: usize, reach: &Reach| {
-        let bias = i64::from(post.bias[channel]);
+    let fits = |channel: usize| {
+        let (bias, reach) = (i64::from(post.bias[channel]), reach[channel]);
         let (low, high) = (bias + reach.least, bias + reach.greatest);
         let largest = low.abs().max(high.abs());
         high - low < LIMIT && largest <= LIMIT && largest as f64 * f64::from(post.scale[channel]) < SMALL
     };
     matches!((&post.activation, post.store), (Activation::None, Store::U8 { .. }))
-        && reach.iter().enumerate().all(|(channel, reach)| fits(channel, reach))
+        && (block..reach.len().min(block + BLOCK)).all(fits)
 }
 
 /// As the definition has it: NaN becomes `low`, and of two zeros the bound wins.
@@ -385,5 +395,28 @@ fn lane_u32(bytes: uint8x16_t, lane: usize) -> u32 {
             2 => vgetq_lane_u32::<2>(lanes),
             _ => vgetq_lane_u32::<3>(lanes),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finish(scale: f32, weight: i8, terms: usize) -> Finish {
+        let store = Store::U8 { low: -3.0, high: 252.0, zero_point: 3 };
+        let (bias, scale) = (vec![5; BLOCK].into(), vec![scale; BLOCK].into());
+        let reach: Vec<Reach> = (0..4).map(|_| Reach::of((0..terms).map(|_| weight))).collect();
+        Finish::new(Post { bias, scale, activation: Activation::None, store }, &reach)
+    }
+
+    #[test]
+    fn usual_layers_are_written_without_conversions() {
+        assert!(*finish(1e-3, 40, 576).quick == [true]);
+    }
+
+    #[test]
+    fn sums_and_values_out_of_reach_take_the_general_way() {
+        assert!(*finish(1e-3, 127, 576).quick == [false], "sums span 2^23");
+        assert!(*finish(1.0, 40, 576).quick == [false], "values exceed 16 bits");
     }
 }
