@@ -14,12 +14,12 @@ mod dense;
 mod depthwise;
 mod few;
 mod finish;
+#[cfg(test)]
+pub(super) mod forced;
 mod lanes256;
 mod memory;
 mod pairs;
 mod strips;
-#[cfg(test)]
-pub(super) mod vl256;
 
 use std::fmt::Debug;
 

@@ -1,21 +1,53 @@
-//! The 256-bit kernels in AVX-512's encoding, for tests: processors, and emulators, with AVX-512 VNNI are not always ones with AVX-VNNI,
-//! and the two differ in nothing but the encoding of one instruction.
+//! Sets of kernels for tests alone: ways that a layer would take or not by its weights and shape, taken always, and the 256-bit
+//! kernels in AVX-512's encoding, as processors and emulators with AVX-512 VNNI are not always ones with AVX-VNNI, and the two
+//! differ in nothing but the encoding of one instruction.
 
 use std::arch::x86_64::*;
 
 use super::lanes256::{One, Product, Taps, Two};
-use super::{Diet, Simd, Work, X86};
+use super::{Avx2, Avx512Vnni, AvxVnni, DenseSpec, DepthwiseSpec, Diet, Simd, Work, X86, dense, few};
 use crate::isa::Isa;
-use crate::kernels::Kernels;
+use crate::kernels::{Kernels, Layer};
+
+/// Which way a set takes always.
+enum Way {
+    Wide,
+    Pairs,
+    Few,
+}
+
+struct Forced<S>(S, Way);
+
+impl<S: Simd> Kernels for Forced<S> {
+    fn dense(&self, spec: DenseSpec) -> Box<dyn Layer> {
+        match self.1 {
+            Way::Few if spec.channels <= few::MOST => Box::new(few::Few::<S>::new(spec)),
+            Way::Pairs => Box::new(dense::Dense::<S, S::PairedWhole, S::PairedHalf>::new(spec)),
+            Way::Wide | Way::Few => Box::new(dense::Dense::<S, S::Whole, S::Half>::new(spec)),
+        }
+    }
+
+    fn depthwise(&self, spec: DepthwiseSpec) -> Box<dyn Layer> {
+        X86(self.0).depthwise(spec)
+    }
+}
+
+/// The sets that this processor can run.
+pub(in super::super) fn available() -> Vec<(&'static str, &'static dyn Kernels)> {
+    let sets: [(Isa, &str, &dyn Kernels); 6] = [
+        (Isa::Avx2, "avx2, always wide", &Forced(Avx2, Way::Wide)),
+        (Isa::Avx2, "avx2, always in pairs", &Forced(Avx2, Way::Pairs)),
+        (Isa::Avx2, "avx2, always few", &Forced(Avx2, Way::Few)),
+        (Isa::AvxVnni, "avx-vnni, always few", &Forced(AvxVnni, Way::Few)),
+        (Isa::Avx512Vnni, "avx512-vnni, always few", &Forced(Avx512Vnni, Way::Few)),
+        (Isa::Avx512Vnni, "avx512-vnni in 256 bits", &X86(Vl256)),
+    ];
+    sets.into_iter().filter(|set| set.0.is_available()).map(|(_, name, kernels)| (name, kernels)).collect()
+}
 
 /// AVX-512 VNNI in 256-bit registers.
 #[derive(Clone, Copy, Debug)]
 struct Vl256;
-
-/// These kernels, where the processor has the instructions.
-pub(in super::super) fn available() -> Option<&'static dyn Kernels> {
-    Isa::Avx512Vnni.is_available().then_some(&X86(Vl256) as _)
-}
 
 impl Simd for Vl256 {
     type Whole = Two<Self>;
