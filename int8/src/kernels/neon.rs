@@ -1,11 +1,15 @@
 //! Kernels for 64-bit ARM: with the dot products of ARMv8.2 and, for older cores, without.
 //!
-//! Inputs are turned into signed bytes (`x - 128`, one exclusive or) on their way into a register, and `128 * sum(weights)` is in
-//! the packed bias. Dense layers go through tiles of pixels by channels, see [`dense`]; depthwise ones through
-//! tiles that share taps, see [`depthwise`]; what follows a sum is in [`finish`].
+//! Inputs are turned into signed bytes (`x - 128`, one exclusive or) on their way into a register, and the bias
+//! has `128 * sum(weights)` in it. Dense layers go through tiles of pixels by channels, see [`dense`]; depthwise
+//! ones through tiles that share taps, see [`depthwise`]; what follows a sum is in [`finish`].
 //!
 //! Without dot products, two products of bytes are summed in 16 bits before they are widened. That is exact unless both
-//! weights are -128 (`2 * -128 * -128 = 2^15`); layers with such a pair are recognised when they are packed and take a slower way.
+//! weights are -128 (`2 * -128 * -128 = 2^15`); layers with such a pair are recognised when they are packed and take a
+//! slower way.
+
+// Pixels, channels and rows of a tile are numbered: several arrays are taken at the same places.
+#![allow(clippy::needless_range_loop)]
 
 mod dense;
 mod depthwise;
@@ -66,8 +70,8 @@ unsafe trait Dots: Send + Sync + std::fmt::Debug + 'static {
     /// As for [`Finish::bias`].
     unsafe fn start(finish: &Finish, channel: usize) -> Self::Sum;
 
-    /// Adds, for `P` pixels and `4 * N` channels, the first `Q` quads of each pixel's 16 bytes times the `Q * N` vectors of weights
-    /// (four channels' quads each) at `weights`.
+    /// Adds, for `P` pixels and `4 * N` channels, the first `Q` quads of each pixel's 16 bytes times the `Q * N`
+    /// vectors of weights (four channels' quads each) at `weights`.
     unsafe fn quads<const Q: usize, const P: usize, const N: usize>(
         sums: &mut [[Self::Sum; N]; P],
         inputs: [int8x16_t; P],
@@ -99,7 +103,8 @@ struct Singles(PhantomData<()>);
 /// The processor has `sdot`.
 #[inline(always)]
 unsafe fn sdot_lane<const LANE: usize>(mut sum: int32x4_t, weights: int8x16_t, inputs: int8x16_t) -> int32x4_t {
-    // SAFETY: registers only; the processor has the instruction by this function's contract. The directive holds for this statement.
+    // SAFETY: registers only; the processor has the instruction by this function's contract. The directive holds for
+    // this statement.
     unsafe {
         asm!(
             ".arch_extension dotprod",
@@ -252,8 +257,8 @@ impl Halves {
 }
 
 impl Halves {
-    /// [`Halves::one`] for two pixels, in this order: left to itself, the compiler begins many products early and then has to
-    /// spill the sums.
+    /// [`Halves::one`] for two pixels, in this order: left to itself, the compiler begins many products early and then
+    /// has to spill the sums.
     ///
     /// # Safety
     /// A vector lies at `w`.

@@ -1,8 +1,9 @@
 //! Dense layers: tiles of a few pixels by up to sixteen channels, the sums in registers.
 //!
-//! The pixels of a tile may lie anywhere, so that tiles run on over the ends of rows. For the pixels of a chunk the channels are taken group by group: a group's weights
-//! stay in the first-level cache, and so do the chunk's inputs. Few channels at the end take tiles of more pixels; up to three of them may take
-//! [`Way::Rows`], where the lanes are partial sums of one channel instead of channels.
+//! The pixels of a tile may lie anywhere, so that tiles run on over the ends of rows. For the pixels of a chunk the
+//! channels are taken group by group: a group's weights stay in the first-level cache, and so do the chunk's inputs.
+//! Few channels at the end take tiles of more pixels; up to three of them may take [`Way::Rows`], where the lanes are
+//! partial sums of one channel instead of channels.
 
 use std::arch::aarch64::*;
 use std::marker::PhantomData;
@@ -115,7 +116,8 @@ impl<D: Dots> Dense<D> {
         }
     }
 
-    /// All pixels of a chunk, by tiles of `P`. A last tile of two or more pixels is filled up with its last pixel, which is then written twice.
+    /// All pixels of a chunk, by tiles of `P`. A last tile of two or more pixels is filled up with its last pixel,
+    /// which is then written twice.
     #[inline(always)]
     unsafe fn tiles<const P: usize, const N: usize>(&self, memory: Memory, group: &Group, places: &Places) {
         let single = places.count % P == 1;
@@ -143,8 +145,8 @@ impl<D: Dots> Dense<D> {
         let (chunks, rest) = (self.quads / 4, self.quads % 4);
         let start = self.weights.as_ptr().wrapping_add(group.weights);
         for i in (first..end).step_by(P) {
-            // SAFETY: the places are filled up to a multiple of `P`; inputs lie in the arena or its slack, weights were packed for
-            // this walk, the outputs are the task's.
+            // SAFETY: the places are filled up to a multiple of `P`; inputs lie in the arena or its slack, weights were
+            // packed for this walk, the outputs are the task's.
             unsafe {
                 let inputs: [*const u8; P] =
                     std::array::from_fn(|p| memory.bytes.add(*places.inputs.get_unchecked(i + p)).cast_const());

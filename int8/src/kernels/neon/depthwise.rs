@@ -309,8 +309,8 @@ impl Window {
         }
     }
 
-    /// Lanes of four taps less 128: four channels in each vector. Written in assembly, as [`two_windows`] is, because the
-    /// compiler loads all rows first and then has no registers left for the sums.
+    /// Lanes of four taps less 128: four channels in each vector. Written in assembly, as [`two_windows`] is, because
+    /// the compiler loads all rows first and then has no registers left for the sums.
     ///
     /// # Safety
     /// As for [`Walk::tile`].

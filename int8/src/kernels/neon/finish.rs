@@ -1,11 +1,11 @@
 //! What becomes of the sums: scale, activation, bounds, rounding, the bytes written.
 //!
-//! The common case, bytes without an activation, is written into the loops that need it and avoids the conversions between integers
-//! and floats, which take the multiplier's pipe for two cycles each on most cores:
-//! a sum that is known to lie in `low..low + 2^23` becomes a float when the bits of `2^23 - low` are added (they are in the packed
-//! bias) and `2^23 - low` is subtracted as a float, both exact; and a value between -2^15 and 2^15 is rounded, half
-//! to even, when `1.5 * 2^23` is added, which leaves the integer in the low 16 bits. Whether that holds for every possible input is computed from the
-//! weights when a layer is packed. All else takes conversions, in a function of its own.
+//! The common case, bytes without an activation, is written into the loops that need it and avoids the conversions
+//! between integers and floats, which take the multiplier's pipe for two cycles each on most cores: a sum that is known
+//! to lie in `low..low + 2^23` becomes a float when the bits of `2^23 - low` are added (they are in the packed bias)
+//! and `2^23 - low` is subtracted as a float, both exact; and a value between -2^15 and 2^15 is rounded, half to even,
+//! when `1.5 * 2^23` is added, which leaves the integer in the low 16 bits. Whether that holds for every possible input
+//! is computed from the weights when a layer is packed. All else takes conversions, in a function of its own.
 
 use std::arch::aarch64::*;
 
@@ -145,7 +145,8 @@ impl Finish {
         }
     }
 
-    /// Writes the outcome of the sums of four pixels and `C` channels; a vector holds the pixels of a channel, without bias.
+    /// Writes the outcome of the sums of four pixels and `C` channels; a vector holds the pixels of a channel, without
+    /// bias.
     ///
     /// # Safety
     /// As for [`Finish::write`].
