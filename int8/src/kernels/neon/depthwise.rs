@@ -166,28 +166,12 @@ impl<const K: usize, const S: usize> Walk<1> for Square<K, S> {
         // SAFETY: taps lie in the arena, whole vectors in its slack; weights are filled up.
         unsafe {
             let mut sums = layer.start::<P, H>(tile.channel);
-            let load = |row: usize| -> [int8x16_t; 8] {
-                let start = tile.input.wrapping_add(row * layer.tap_row);
-                std::array::from_fn(|i| signed(start.wrapping_add(i.min((P - 1) * S + K - 1) * layer.tap_column)))
-            };
-            let weight = |row: usize, column: usize| layer.weight(row * K + column, tile.channel);
-            let two_rows = |sums: &mut [[Sums; H]; P], row: usize| {
-                let x = [load(row), load(row + 1)];
-                for c in 0..K {
-                    let w = [weight(row, c), weight(row + 1, c)];
-                    for p in 0..P {
-                        let x = [x[0][p * S + c], x[1][p * S + c]];
-                        for h in 0..H {
-                            sums[p][h] = sums[p][h].two(h, x, w);
-                        }
-                    }
-                }
-            };
-            two_rows(&mut sums, 0);
+            Self::two_rows::<P, H>(layer, &tile, 0, &mut sums);
             if K == 5 {
-                two_rows(&mut sums, 2);
+                Self::two_rows::<P, H>(layer, &tile, 2, &mut sums);
             }
-            let x = load(K - 1);
+            let weight = |row: usize, column: usize| layer.weight(row * K + column, tile.channel);
+            let x = Self::load::<P>(layer, &tile, K - 1);
             for c in (0..K - 1).step_by(2) {
                 let w = [weight(K - 1, c), weight(K - 1, c + 1)];
                 for p in 0..P {
@@ -204,6 +188,45 @@ impl<const K: usize, const S: usize> Walk<1> for Square<K, S> {
                 }
             }
             layer.write(&tile, [sums]);
+        }
+    }
+}
+
+impl<const K: usize, const S: usize> Square<K, S> {
+    /// The inputs that a kernel row meets.
+    ///
+    /// # Safety
+    /// As for [`Walk::tile`].
+    #[inline(always)]
+    unsafe fn load<const P: usize>(layer: &Depthwise, tile: &Tile<P, 1>, row: usize) -> [int8x16_t; 8] {
+        let start = tile.input.wrapping_add(row * layer.tap_row);
+        // SAFETY: taps lie in the arena, whole vectors in its slack.
+        std::array::from_fn(|i| unsafe { signed(start.wrapping_add(i.min((P - 1) * S + K - 1) * layer.tap_column)) })
+    }
+
+    /// What two kernel rows add.
+    ///
+    /// # Safety
+    /// As for [`Walk::tile`].
+    #[inline(always)]
+    unsafe fn two_rows<const P: usize, const H: usize>(
+        layer: &Depthwise,
+        tile: &Tile<P, 1>,
+        row: usize,
+        sums: &mut [[Sums; H]; P],
+    ) {
+        // SAFETY: as promised to this function; weights are filled up.
+        unsafe {
+            let x = [Self::load::<P>(layer, tile, row), Self::load::<P>(layer, tile, row + 1)];
+            for c in 0..K {
+                let w = [row, row + 1].map(|row| layer.weight(row * K + c, tile.channel));
+                for p in 0..P {
+                    let x = [x[0][p * S + c], x[1][p * S + c]];
+                    for h in 0..H {
+                        sums[p][h] = sums[p][h].two(h, x, w);
+                    }
+                }
+            }
         }
     }
 }
