@@ -1,6 +1,6 @@
 //! From a [`Graph`] to what runs: where each tensor lies in the arena, which halo it wants, and the steps in order.
 //!
-//! Invariants that the kernels rely on, proven here ([`Geometry::prove`] checks each task against the arena before it is packed): every
+//! Invariants that the kernels rely on, proven here ([`prove`] checks each task against the arena before it is packed): every
 //! byte that a step reads or writes lies within the arena; a step writes only its own output tensor; a tensor's memory belongs to it from the
 //! step that makes it to the last that reads it; a halo holds the zero-point whenever a step reads it.
 
