@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from visaged_training import data, engine_graphs, qdq
+from visaged_training import data, engine_graphs, graphs, qdq
 
 FOLDER = data.ROOT / "tests" / "data" / "nn" / "layers"
 INDEX = {entry["name"]: entry for entry in json.loads((FOLDER / "index.json").read_text())}
@@ -65,3 +65,27 @@ def test_float_and_quantised_graphs_agree_but_for_quantisation():
     plain, quantised = (qdq.session(m).run(None, feed)[0] for m in (g.float_model(), model))
     assert np.abs(plain - quantised).max() < 0.1 * np.abs(plain).max()
     assert np.abs(plain - quantised).max() > 0
+
+
+@pytest.mark.parametrize("name", ["block_u_net", "block_inverted_residual", "depthwise_relu6"])
+def test_a_graph_without_its_pairs_is_the_float_graph_but_for_rounded_weights(name):
+    g = next(g for g in engine_graphs.layers() if g.name == name)
+    model, _ = g.qdq_model()
+    bare = qdq.without_pairs(model)
+    assert not [n for n in bare.graph.node if "uantize" in n.op_type]
+    feed = g.feed(np.random.default_rng(3))
+    plain, result = (qdq.session(m).run(None, feed)[0] for m in (g.float_model(), bare))
+    assert np.abs(plain - result).max() < 0.03 * np.abs(plain).max()
+
+
+def test_the_relu_that_a_quantiser_took_out_is_back_in_the_float_graph():
+    g = next(g for g in engine_graphs.speed() if g.name == "mb64")
+    rng = np.random.default_rng(1)
+    model = graphs.quantise(g.float_model(), [g.feed(rng)["x"] for _ in range(2)])
+    assert not [n for n in model.graph.node if n.op_type == "Relu"]
+    bare = qdq.without_pairs(model)
+    count = sum(n.op_type == "Relu" for n in g.float_model().graph.node)
+    assert sum(n.op_type == "Relu" for n in bare.graph.node) == count
+    feed = g.feed(rng)
+    plain, result = (qdq.session(m).run(None, feed)[0] for m in (g.float_model(), bare))
+    assert np.abs(plain - result).mean() < 0.01 * np.abs(plain).max()

@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from . import graphs
+from . import data, graphs, qdq
 from .qdq import Graph, session
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder that layers/ and speed/ are written to")
     parser.add_argument("--only", choices=["layers", "speed"], help="one of the two")
-    parser.add_argument("--without-float", action="store_true", help="write only the quantised graphs")
+    parser.add_argument("--without-float", action="store_true", help="leave the float graphs of layers out")
 
 
 # --- layers ----------------------------------------------------------------------------------------------------------
@@ -307,29 +307,57 @@ def speed():
     yield stack("pw", 128, 32, kernel=1)
 
 
-def write_speed(out: Path, with_float: bool) -> None:
+def bundles():
+    """Name, graph and input shape of every network that is shipped; the detector at the sizes that it runs at."""
+    for path in sorted(data.BUNDLES.glob("*/model.onnx")):
+        model, name = onnx.load(path), path.parent.name
+        (source,) = model.graph.input
+        dims = source.type.tensor_type.shape.dim
+        if all(d.dim_value for d in dims):
+            yield name, model, tuple(d.dim_value for d in dims)
+        else:
+            for width, height in ((320, 256), (640, 480)):
+                yield f"{name}_{width}x{height}", model, (1, dims[1].dim_value, height, width)
+
+
+def write_speed(out: Path) -> None:
     from . import tflite
 
     out.mkdir(parents=True, exist_ok=True)
     index = []
+
+    def write(name: str, plain: onnx.ModelProto, model: onnx.ModelProto, shape: tuple[int, ...], macs: int) -> None:
+        onnx.save(plain, out / f"{name}.float.onnx")
+        onnx.save(model, out / f"{name}.onnx")
+        for edges in (False, True):
+            content = tflite.convert(model, shape, int8_edges=edges)
+            (out / (f"{name}.int8_edges.tflite" if edges else f"{name}.tflite")).write_bytes(content)
+        low, high = input_range(model)
+        index.append({"name": name, "input": list(shape), "range": [low, high], "macs": macs})
+        print(f"{name}: {macs / 1e6:.1f} MMAC")
+
     for g in speed():
         plain = g.float_model()
         rng = np.random.default_rng(1)
         model = graphs.quantise(plain, [g.feed(rng)["x"] for _ in range(8)])
-        if with_float:
-            onnx.save(plain, out / f"{g.name}.float.onnx")
-        onnx.save(model, out / f"{g.name}.onnx")
-        for edges in (False, True):
-            name = f"{g.name}.int8_edges.tflite" if edges else f"{g.name}.tflite"
-            (out / name).write_bytes(tflite.convert(model, int8_edges=edges))
-        index.append({"name": g.name, "input": list(g.tensors["x"].shape), "macs": g.macs})
-        print(f"{g.name}: {g.macs / 1e6:.1f} MMAC")
+        write(g.name, plain, model, g.tensors["x"].shape, g.macs)
+    for name, model, shape in bundles():
+        plain = qdq.without_pairs(model)
+        write(name, plain, model, shape, graphs.macs(plain, shape))
     (out / "index.json").write_text(json.dumps(index, indent=1) + "\n")
+
+
+def input_range(model: onnx.ModelProto) -> tuple[float, float]:
+    """What the quantiser of the input can hold."""
+    constants = {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}
+    first = next(n for n in model.graph.node if n.op_type == "QuantizeLinear" and n.input[0] == model.graph.input[0].name)
+    scale, zero = (float(constants[n]) for n in first.input[1:3])
+    return (0 - zero) * scale, (255 - zero) * scale
 
 
 def run(args: argparse.Namespace) -> int:
     if args.only != "speed":
         write_layers(args.out / "layers", not args.without_float)
     if args.only != "layers":
-        write_speed(args.out / "speed", not args.without_float)
+        write_speed(args.out / "speed")
     return 0

@@ -293,6 +293,46 @@ class _Writer:
             self.seen_as[node.output] = made
 
 
+def without_pairs(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The float network in a quantised graph: weights as floats, pairs on activations left out, but for the ReLU in them."""
+    out = onnx.ModelProto()
+    out.CopyFrom(model)
+    g = out.graph
+    values = {i.name: numpy_helper.to_array(i) for i in g.initializer}
+    made_by = {o: n for n in g.node for o in n.output}
+    nodes, stands_for, used = [], {}, {}
+    for node in g.node:
+        inputs = [stands_for.get(n, n) for n in node.input]
+        if node.op_type == "DequantizeLinear" and node.input[0] in values:
+            value, scale = (values[n] for n in node.input[:2])
+            axis = next((a.i for a in node.attribute if a.name == "axis"), 1) % max(value.ndim, 1)
+            spread = [-1 if i == axis else 1 for i in range(value.ndim)] if scale.size > 1 else []
+            used[node.output[0]] = (value * scale.reshape(spread)).astype(np.float32)
+        elif node.op_type == "DequantizeLinear":
+            stands_for[node.output[0]] = inputs[0]
+        elif node.op_type == "QuantizeLinear":
+            zero = values[node.input[2]]
+            maker = made_by.get(node.input[0])
+            # The saturation at the zero-point is the ReLU that the quantiser took out; what only picks values has it behind it.
+            if zero == np.iinfo(zero.dtype).min and maker and maker.op_type not in ("Relu", "MaxPool", "Resize", "Concat"):
+                nodes.append(helper.make_node("Relu", inputs[:1], [node.output[0]], name=f"{node.name}.relu"))
+                inputs[0] = node.output[0]
+            stands_for[node.output[0]] = inputs[0]
+        else:
+            copy = helper.make_node(node.op_type, inputs, list(node.output), name=node.name)
+            copy.attribute.extend(node.attribute)
+            nodes.append(copy)
+            used.update({n: values[n] for n in inputs if n in values})
+    for output in g.output:
+        if output.name in stands_for:
+            nodes.append(helper.make_node("Identity", [stands_for[output.name]], [output.name], name=f"{output.name}.out"))
+    for old, new in ((g.node, nodes), (g.initializer, [numpy_helper.from_array(v, k) for k, v in used.items()])):
+        del old[:]
+        old.extend(new)
+    onnx.checker.check_model(out, full_check=True)
+    return out
+
+
 def rename(nodes, old: str, new: str) -> None:
     if old == new:
         return
