@@ -111,6 +111,26 @@ fn entries(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
     std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path())
 }
 
+/// The environment variable that, set to `required`, forbids that a test leaves a peer out.
+pub const REQUIRED: &str = "VISAGED_PEERS";
+
+/// For tests: the peer, or None, with a word on stderr, where its library is not installed.
+///
+/// # Panics
+/// Where the peer failed otherwise, or is missing while [`REQUIRED`] says that none may.
+pub fn installed<T>(peer: Result<T, PeerError>) -> Option<T> {
+    match peer {
+        Ok(peer) => Some(peer),
+        Err(PeerError::Missing(missing)) => {
+            let required = std::env::var_os(REQUIRED).is_some_and(|value| value == "required");
+            assert!(!required, "{missing}");
+            eprintln!("left out: {missing}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
 fn check_length(engine: &'static str, tensor: &Tensor, got: usize) -> Result<(), PeerError> {
     if got == tensor.len() {
         return Ok(());
@@ -128,5 +148,8 @@ mod tests {
         let missing = locate("libnone.so", "VISAGED_NO_SUCH_LIB", "none", "libnone").unwrap_err();
         assert!(missing.to_string().contains("VISAGED_NO_SUCH_LIB"), "{missing}");
         assert!(missing.to_string().contains("make training-venv"), "{missing}");
+        if std::env::var_os(REQUIRED).is_none() {
+            assert_eq!(installed::<()>(Err(missing.into())), None);
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use visaged_peers::litert::LiteRt;
 use visaged_peers::onnxruntime::{OnnxRuntime, Options};
-use visaged_peers::{Peer, PeerError};
+use visaged_peers::{Peer, installed};
 
 const NAME: &str = "block_inverted_residual";
 const SHAPE: [usize; 4] = [1, 12, 6, 7];
@@ -18,18 +18,6 @@ fn stored() -> (Vec<f32>, Vec<f32>) {
     let values: Vec<f32> = file("f32").chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
     let (input, output) = values.split_at(SHAPE.iter().product());
     (input.to_vec(), output.to_vec())
-}
-
-/// None where it is not installed.
-fn installed<T>(peer: Result<T, PeerError>) -> Option<T> {
-    match peer {
-        Ok(peer) => Some(peer),
-        Err(PeerError::Missing(missing)) => {
-            eprintln!("left out: {missing}");
-            None
-        }
-        Err(error) => panic!("{error}"),
-    }
 }
 
 fn worst_difference(peer: &mut dyn Peer) -> f32 {
