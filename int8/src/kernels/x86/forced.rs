@@ -5,6 +5,7 @@
 use std::arch::x86_64::*;
 
 use super::lanes256::{One, Product, Taps, Two};
+use super::model::{Model256, Model512};
 use super::{Avx2, Avx512Vnni, AvxVnni, DenseSpec, DepthwiseSpec, Diet, Simd, Work, X86, dense, few};
 use crate::isa::Isa;
 use crate::kernels::{Kernels, Layer};
@@ -34,10 +35,14 @@ impl<S: Simd> Kernels for Forced<S> {
 
 /// The sets that this processor can run.
 pub(in super::super) fn available() -> Vec<(&'static str, &'static dyn Kernels)> {
-    let sets: [(Isa, &str, &dyn Kernels); 6] = [
+    let sets: [(Isa, &str, &dyn Kernels); 10] = [
         (Isa::Avx2, "avx2, always wide", &Forced(Avx2, Way::Wide)),
         (Isa::Avx2, "avx2, always in pairs", &Forced(Avx2, Way::Pairs)),
         (Isa::Avx2, "avx2, always few", &Forced(Avx2, Way::Few)),
+        (Isa::Avx2, "model of avx-vnni", &X86(Model256)),
+        (Isa::Avx2, "model of avx-vnni, always few", &Forced(Model256, Way::Few)),
+        (Isa::Avx2, "model of avx512-vnni", &X86(Model512)),
+        (Isa::Avx2, "model of avx512-vnni, always few", &Forced(Model512, Way::Few)),
         (Isa::AvxVnni, "avx-vnni, always few", &Forced(AvxVnni, Way::Few)),
         (Isa::Avx512Vnni, "avx512-vnni, always few", &Forced(Avx512Vnni, Way::Few)),
         (Isa::Avx512Vnni, "avx512-vnni in 256 bits", &X86(Vl256)),

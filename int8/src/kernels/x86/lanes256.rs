@@ -44,7 +44,7 @@ unsafe fn input(diet: Diet, from: *const u8, shuffle: *const u32) -> __m256i {
 
 /// Eight sums, scaled and rounded.
 #[inline(always)]
-unsafe fn round<const SLOPE: bool>(sums: __m256i, scale: *const f32, slope: *const f32) -> __m256i {
+pub(super) unsafe fn round<const SLOPE: bool>(sums: __m256i, scale: *const f32, slope: *const f32) -> __m256i {
     // SAFETY: 8 scales and slopes can be read, by the callers' contracts.
     unsafe {
         let value = _mm256_mul_ps(_mm256_cvtepi32_ps(sums), _mm256_loadu_ps(scale));
@@ -327,7 +327,7 @@ impl<P: Product> Bytes for Taps<P> {
 
 /// Four vectors by byte position into four vectors of quads.
 #[inline(always)]
-unsafe fn interleave(taps: [__m256i; 4]) -> [__m256i; 4] {
+pub(super) unsafe fn interleave(taps: [__m256i; 4]) -> [__m256i; 4] {
     // SAFETY: arithmetic only, compiled for AVX2.
     unsafe {
         let (low, high) = (_mm256_unpacklo_epi8(taps[0], taps[1]), _mm256_unpackhi_epi8(taps[0], taps[1]));
@@ -353,6 +353,15 @@ unsafe fn finish<const SLOPE: bool>(
     unsafe {
         let rounded: [__m256i; 4] =
             std::array::from_fn(|i| round::<SLOPE>(sums[i], scale.add(i * 8), slope.add(i * 8)));
+        pack(rounded, bounds)
+    }
+}
+
+/// Rounded values to bytes in their order, within the bounds.
+#[inline(always)]
+pub(super) unsafe fn pack(rounded: [__m256i; 4], bounds: &Bounds) -> __m256i {
+    // SAFETY: loads from `bounds`, the rest is arithmetic, compiled for AVX2.
+    unsafe {
         let zero = _mm256_load_si256(bounds.zero.as_ptr().cast());
         let low = _mm256_adds_epi16(_mm256_packs_epi32(rounded[0], rounded[1]), zero);
         let high = _mm256_adds_epi16(_mm256_packs_epi32(rounded[2], rounded[3]), zero);

@@ -18,6 +18,8 @@ mod finish;
 pub(super) mod forced;
 mod lanes256;
 mod memory;
+#[cfg(test)]
+mod model;
 mod pairs;
 mod strips;
 

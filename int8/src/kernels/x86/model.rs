@@ -1,0 +1,266 @@
+//! The VNNI sets without VNNI, for tests on processors that lack it: the same packing, tiles and loops, with the dot product of bytes
+//! spelled out in AVX2 and a 512-bit vector made of two. What this cannot prove is the choice of the instructions themselves.
+
+use std::arch::x86_64::*;
+
+use super::super::BLOCK;
+use super::finish::Bounds;
+use super::lanes256::{self, One, Product, Taps, Two};
+use super::{Avx2, Bytes, Diet, Lanes, Simd, Work};
+
+/// What `vpdpbusd` does: bytes 0 and 2, then 1 and 3, as 16-bit integers.
+#[inline(always)]
+unsafe fn dpbusd(sums: __m256i, input: __m256i, weights: __m256i) -> __m256i {
+    // SAFETY: arithmetic only.
+    unsafe {
+        let even = (_mm256_and_si256(input, _mm256_set1_epi16(255)), _mm256_slli_epi16::<8>(weights));
+        let odd = (_mm256_srli_epi16::<8>(input), _mm256_srai_epi16::<8>(weights));
+        let sums = _mm256_add_epi32(sums, _mm256_madd_epi16(even.0, _mm256_srai_epi16::<8>(even.1)));
+        _mm256_add_epi32(sums, _mm256_madd_epi16(odd.0, odd.1))
+    }
+}
+
+macro_rules! model {
+    ($(#[$doc:meta])* $name:ident, $whole:ty, $wide:ty) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug)]
+        pub(super) struct $name;
+
+        impl Simd for $name {
+            type Whole = $whole;
+            type Half = One<Self>;
+            type PairedWhole = $whole;
+            type PairedHalf = One<Self>;
+            type Wide = $wide;
+            type Pair = Taps<Self>;
+            type Along = __m256i;
+
+            const WIDEN: bool = false;
+            const ALONG: usize = 32;
+
+            #[inline(always)]
+            unsafe fn enter<W: Work>(work: W) {
+                // SAFETY: by this function's contract.
+                unsafe { Avx2::enter(work) };
+            }
+
+            #[inline(always)]
+            unsafe fn along(input: *const u8) -> __m256i {
+                // SAFETY: 32 bytes, by the contract.
+                unsafe { _mm256_loadu_si256(input.cast()) }
+            }
+
+            #[inline(always)]
+            unsafe fn dot_along(sums: __m256i, input: __m256i, weights: *const u8) -> __m256i {
+                // SAFETY: 32 weights, by the contract.
+                unsafe { dpbusd(sums, input, _mm256_load_si256(weights.cast())) }
+            }
+        }
+
+        impl Product for $name {
+            const DIET: Diet = Diet::Quads;
+            const WHOLE_TILE: usize = 6;
+            const HALF_TILE: usize = 12;
+            const SATURATES: bool = false;
+
+            #[inline(always)]
+            unsafe fn dense(sums: __m256i, input: __m256i, weights: __m256i) -> __m256i {
+                // SAFETY: arithmetic only.
+                unsafe { dpbusd(sums, input, weights) }
+            }
+
+            #[inline(always)]
+            unsafe fn bytes(sums: __m256i, quads: __m256i, weights: __m256i) -> __m256i {
+                // SAFETY: arithmetic only.
+                unsafe { dpbusd(sums, quads, weights) }
+            }
+        }
+    };
+}
+
+model!(
+    /// AVX-VNNI.
+    Model256, Two<Self>, Taps<Self>
+);
+model!(
+    /// AVX-512 VNNI.
+    Model512, Sixteen, Taps512
+);
+
+/// A 512-bit vector.
+type Vector = [__m256i; 2];
+
+/// 16 channels in order.
+#[derive(Debug)]
+pub(super) struct Sixteen;
+
+impl Lanes for Sixteen {
+    type Sums = Vector;
+    type Input = __m256i;
+
+    const CHANNELS: usize = BLOCK;
+    const ORDER: [usize; BLOCK] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+    const TILE: usize = 24;
+    const BLOCKS: usize = 4;
+    const DIET: Diet = Diet::Quads;
+
+    #[inline(always)]
+    unsafe fn load(from: *const i32) -> Vector {
+        // SAFETY: 16 values, by the contract.
+        unsafe { load(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn input(from: *const u8, _: *const u32) -> __m256i {
+        // SAFETY: 4 bytes, by the contract.
+        unsafe { _mm256_set1_epi32(from.cast::<i32>().read_unaligned()) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot(sums: Vector, input: __m256i, weights: *const u8) -> Vector {
+        // SAFETY: 64 weights, by the contract.
+        unsafe {
+            let weights = load(weights);
+            [dpbusd(sums[0], input, weights[0]), dpbusd(sums[1], input, weights[1])]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn round<const SLOPE: bool>(sums: Vector, scale: *const f32, slope: *const f32) -> Vector {
+        // SAFETY: 16 of each, by the contract.
+        unsafe { round::<SLOPE>(sums, scale, slope) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(rounded: Vector, bounds: &Bounds, to: *mut u8, count: usize) {
+        let mut values = [0i32; BLOCK];
+        // SAFETY: 16 values here, `count` bytes there, by the contract.
+        unsafe {
+            Self::spill(rounded, values.as_mut_ptr());
+            for (i, value) in values.into_iter().enumerate().take(count) {
+                to.add(i).write((value + bounds.wide_zero[i]).max(bounds.wide_low[i]).min(bounds.wide_high[i]) as u8);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn spill(sums: Vector, to: *mut i32) {
+        // SAFETY: 16 values, by the contract.
+        unsafe { store(sums, to.cast()) };
+    }
+}
+
+/// Reads 64 bytes.
+#[inline(always)]
+unsafe fn load(from: *const u8) -> Vector {
+    // SAFETY: by the callers' contracts.
+    unsafe { [_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(32).cast())] }
+}
+
+/// Writes 64 bytes.
+#[inline(always)]
+unsafe fn store(vector: Vector, to: *mut u8) {
+    // SAFETY: by the callers' contracts.
+    unsafe {
+        _mm256_storeu_si256(to.cast(), vector[0]);
+        _mm256_storeu_si256(to.add(32).cast(), vector[1]);
+    }
+}
+
+/// 16 sums, scaled and rounded.
+#[inline(always)]
+unsafe fn round<const SLOPE: bool>(sums: Vector, scale: *const f32, slope: *const f32) -> Vector {
+    // SAFETY: 16 of each, by the callers' contracts.
+    unsafe {
+        [lanes256::round::<SLOPE>(sums[0], scale, slope), lanes256::round::<SLOPE>(sums[1], scale.add(8), slope.add(8))]
+    }
+}
+
+/// 64 bytes of a depthwise layer.
+#[derive(Debug)]
+pub(super) struct Taps512;
+
+impl Bytes for Taps512 {
+    type Vector = Vector;
+    type Sums = Vector;
+
+    const WIDTH: usize = 64;
+    const SATURATES: bool = false;
+
+    #[inline(always)]
+    unsafe fn load(from: *const u8) -> Vector {
+        // SAFETY: 64 bytes, by the contract.
+        unsafe { load(from) }
+    }
+
+    unsafe fn load_two(_: *const u8, _: *const u8) -> Vector {
+        unreachable!("pixels are computed two at a time in 32 bytes only")
+    }
+
+    #[inline(always)]
+    unsafe fn interleave(taps: [Vector; 4]) -> [Vector; 4] {
+        // SAFETY: arithmetic only; these instructions work within 128 bits, so that the halves are independent.
+        unsafe {
+            let low = lanes256::interleave([taps[0][0], taps[1][0], taps[2][0], taps[3][0]]);
+            let high = lanes256::interleave([taps[0][1], taps[1][1], taps[2][1], taps[3][1]]);
+            [[low[0], high[0]], [low[1], high[1]], [low[2], high[2]], [low[3], high[3]]]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn sums(from: *const i32) -> Vector {
+        // SAFETY: 16 values, by the contract.
+        unsafe { load(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot(sums: Vector, quads: Vector, weights: *const u8) -> Vector {
+        // SAFETY: 64 weights, by the contract.
+        unsafe {
+            let weights = load(weights);
+            [dpbusd(sums[0], quads[0], weights[0]), dpbusd(sums[1], quads[1], weights[1])]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn finish<const SLOPE: bool>(
+        sums: [Vector; 4],
+        scale: *const f32,
+        slope: *const f32,
+        bounds: &Bounds,
+    ) -> Vector {
+        // SAFETY: 64 scales and slopes, by the contract.
+        unsafe {
+            let mut rounded = sums;
+            for (i, sums) in sums.into_iter().enumerate() {
+                rounded[i] = round::<SLOPE>(sums, scale.add(i * 16), slope.add(i * 16));
+            }
+            let half = |h: usize| [rounded[0][h], rounded[1][h], rounded[2][h], rounded[3][h]];
+            [lanes256::pack(half(0), bounds), lanes256::pack(half(1), bounds)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store(bytes: Vector, to: *mut u8) {
+        // SAFETY: 64 bytes, by the contract.
+        unsafe { store(bytes, to) };
+    }
+
+    #[inline(always)]
+    unsafe fn store_some(bytes: Vector, to: *mut u8, count: usize) {
+        let mut all = [0u8; 64];
+        // SAFETY: 64 bytes here, `count` there, by the contract.
+        unsafe {
+            store(bytes, all.as_mut_ptr());
+            std::ptr::copy_nonoverlapping(all.as_ptr(), to, count);
+        }
+    }
+
+    unsafe fn store_two(_: Vector, _: *mut u8, _: *mut u8, _: usize) {
+        unreachable!("pixels are computed two at a time in 32 bytes only")
+    }
+
+    unsafe fn spill(_: [Vector; 4], _: *mut i32) {
+        unreachable!("a line of bytes has no general finish")
+    }
+}
