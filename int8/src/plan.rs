@@ -130,8 +130,10 @@ impl Plan {
             Work::Simple(simple) => simple.scratch(),
             Work::Halo(_) => 0,
         });
-        let scratch =
-            scratch.max().unwrap_or(0).max(graph.inputs.iter().map(|port| staging(graph, port)).max().unwrap_or(0));
+        let scratch = scratch
+            .max()
+            .unwrap_or(0)
+            .max(graph.inputs.iter().chain(&graph.outputs).map(|port| staging(graph, port)).max().unwrap_or(0));
         let door = |port: &crate::graph::Port| Door {
             port: Port { name: port.name.clone(), shape: graph.tensors[port.tensor.0].shape },
             order: port.order,
@@ -182,7 +184,7 @@ impl Plan {
     }
 }
 
-/// Bytes to hold one row of an input, a plane a channel.
+/// Bytes to hold one row of an input or output, a plane a channel.
 fn staging(graph: &Graph, port: &crate::graph::Port) -> usize {
     let shape = graph.tensors[port.tensor.0].shape;
     shape.width * shape.channels + SLACK

@@ -137,12 +137,12 @@ impl Network {
         Ok(())
     }
 
-    fn give(&self, outputs: &mut Vec<Vec<f32>>) {
+    fn give(&mut self, outputs: &mut Vec<Vec<f32>>) {
         outputs.resize_with(self.plan.outputs.len(), Vec::new);
         for (door, output) in self.plan.outputs.iter().zip(outputs) {
             output.resize(door.port.shape.len(), 0.0);
             // SAFETY: the memory was made for this plan, the output has the tensor's length.
-            unsafe { give(self.memory, door, output) };
+            unsafe { give(&self.plan, self.memory, door, output, &mut self.scratch) };
         }
     }
 }
@@ -183,16 +183,52 @@ unsafe fn take_row(
     unsafe { quantise_row(memory, picture, y, order, data, scratch) };
 }
 
+/// Writes a row of real numbers with the plan's instructions.
+///
+/// # Safety
+/// As [`dequantise_row`].
+unsafe fn give_row(
+    plan: &Inner,
+    memory: Memory,
+    picture: Picture,
+    y: usize,
+    order: Order,
+    floats: *mut f32,
+    scratch: &mut Scratch,
+) {
+    #[cfg(target_arch = "x86_64")]
+    if plan.isa != crate::isa::Isa::Scalar {
+        #[target_feature(enable = "avx2")]
+        unsafe fn with_avx2(
+            memory: Memory,
+            picture: Picture,
+            y: usize,
+            order: Order,
+            floats: *mut f32,
+            scratch: &mut Scratch,
+        ) {
+            // SAFETY: the caller vouches.
+            unsafe { dequantise_row(memory, picture, y, order, floats, scratch) };
+        }
+        // SAFETY: every set but the scalar one includes AVX2; the caller vouches for the rest.
+        unsafe { with_avx2(memory, picture, y, order, floats, scratch) };
+        return;
+    }
+    let _ = plan;
+    // SAFETY: the caller vouches.
+    unsafe { dequantise_row(memory, picture, y, order, floats, scratch) };
+}
+
 /// Writes an output.
 ///
 /// # Safety
 /// `memory` belongs to the door's plan, `output` has the tensor's length.
-unsafe fn give(memory: Memory, door: &Door, output: &mut [f32]) {
+unsafe fn give(plan: &Inner, memory: Memory, door: &Door, output: &mut [f32], scratch: &mut Scratch) {
     match door.at {
         Place::Bytes(picture) => {
             for y in 0..picture.shape.height {
                 // SAFETY: the caller vouches.
-                unsafe { dequantise_row(memory, picture, y, door.order, output.as_mut_ptr()) };
+                unsafe { give_row(plan, memory, picture, y, door.order, output.as_mut_ptr(), scratch) };
             }
         }
         Place::Floats { base, shape } => {

@@ -192,7 +192,7 @@ impl Simple {
                 Self::Dequantise { from, base } => {
                     let floats = memory.floats.add(*base);
                     for y in rows {
-                        dequantise_row(memory, *from, y, Order::ChannelsLast, floats);
+                        dequantise_row(memory, *from, y, Order::ChannelsLast, floats, scratch);
                     }
                 }
                 Self::MeanAbsolute { a, b, weights, base } => {
@@ -571,37 +571,88 @@ unsafe fn depth_to_space(
 /// Writes the real numbers of one row to where they belong in a whole picture of them that starts at `floats`.
 ///
 /// # Safety
-/// `from` is planned into `memory`, `floats` holds its shape's count of values, nobody else touches those of row `y`.
+/// `from` is planned into `memory`, `floats` holds its shape's count of values, the scratch a row of bytes, nobody else touches those of row `y`.
 #[inline(always)]
-pub(crate) unsafe fn dequantise_row(memory: Memory, from: Picture, y: usize, order: Order, floats: *mut f32) {
+pub(crate) unsafe fn dequantise_row(
+    memory: Memory,
+    from: Picture,
+    y: usize,
+    order: Order,
+    floats: *mut f32,
+    scratch: &mut Scratch,
+) {
     let Shape { height, width, channels } = from.shape;
     let (zero, scale) = (i32::from(from.quant.zero_point()), from.quant.scale());
     let real = |byte: u8| (i32::from(byte) - zero) as f32 * scale;
-    match order {
-        Order::ChannelsLast => {
-            for x in 0..width {
-                // SAFETY: a pixel of the picture, and its values.
-                let (pixel, out) = unsafe {
-                    let out = std::slice::from_raw_parts_mut(floats.add((y * width + x) * channels), channels);
-                    (input(memory, from.view.at(y, x), channels), out)
-                };
-                for (out, byte) in out.iter_mut().zip(pixel) {
-                    *out = real(*byte);
-                }
+    if order == Order::ChannelsLast || channels == 1 {
+        let (count, length) = pieces(&[from], width, channels);
+        for x in 0..count {
+            // SAFETY: a row or pixel of the picture, and its values.
+            let (bytes, out) = unsafe {
+                let out = std::slice::from_raw_parts_mut(floats.add(y * width * channels + x * length), length);
+                (input(memory, from.view.at(y, x), length), out)
+            };
+            for (out, byte) in out.iter_mut().zip(bytes) {
+                *out = real(*byte);
             }
         }
-        Order::ChannelsFirst => {
-            for channel in 0..channels {
-                for x in 0..width {
-                    // SAFETY: a byte of the picture, and its value.
-                    unsafe {
-                        let byte = *memory.bytes.add(from.view.at(y, x) + channel);
-                        *floats.add((channel * height + y) * width + x) = real(byte);
-                    }
-                }
+        return;
+    }
+    // SAFETY: the scratch holds the row, see `plan::staging`; its pixels lie in the picture.
+    let planes = unsafe {
+        let row = memory.bytes.add(from.view.at(y, 0));
+        transpose((row, from.view.pixel), (scratch.as_mut_ptr(), width), width, channels);
+        std::slice::from_raw_parts(scratch.as_mut_ptr(), width * channels)
+    };
+    for (channel, plane) in planes.chunks_exact(width).enumerate() {
+        // SAFETY: a row of the channel's values.
+        let out = unsafe { std::slice::from_raw_parts_mut(floats.add((channel * height + y) * width), width) };
+        for (out, byte) in out.iter_mut().zip(plane) {
+            *out = real(*byte);
+        }
+    }
+}
+
+/// Writes a matrix of bytes with rows and columns exchanged, eight by eight: `to[column][row] = from[row][column]`. Each side is its first
+/// byte and the distance of its rows.
+///
+/// # Safety
+/// Both sides hold the matrix, and do not overlap.
+#[inline(always)]
+unsafe fn transpose(from: (*const u8, usize), to: (*mut u8, usize), rows: usize, columns: usize) {
+    const SIDE: usize = 8;
+    // SAFETY: `row` and `column` stay below `rows` and `columns`, in all four.
+    let read = |row: usize, column: usize| unsafe { from.0.add(row * from.1 + column) };
+    let write = |row: usize, column: usize| unsafe { to.0.add(column * to.1 + row) };
+    let whole = (rows - rows % SIDE, columns - columns % SIDE);
+    for row in (0..whole.0).step_by(SIDE) {
+        for column in (0..whole.1).step_by(SIDE) {
+            let square = std::array::from_fn(|i| unsafe { read(row + i, column).cast::<u64>().read_unaligned() });
+            for (i, line) in exchange(square).into_iter().enumerate() {
+                unsafe { write(row, column + i).cast::<u64>().write_unaligned(line) };
             }
         }
     }
+    for row in 0..rows {
+        for column in if row < whole.0 { whole.1 } else { 0 }..columns {
+            unsafe { *write(row, column) = *read(row, column) };
+        }
+    }
+}
+
+/// Rows and columns of a square of eight by eight bytes exchanged: quarters, then quarters of quarters, then pairs.
+#[inline(always)]
+fn exchange(mut square: [u64; 8]) -> [u64; 8] {
+    for (distance, bits, mask) in
+        [(4, 32, 0x0000_0000_ffff_ffff_u64), (2, 16, 0x0000_ffff_0000_ffff), (1, 8, 0x00ff_00ff_00ff_00ff)]
+    {
+        for i in (0..8).filter(|i| i & distance == 0) {
+            let swap = ((square[i].to_le() >> bits) ^ square[i + distance].to_le()) & mask;
+            square[i] = u64::from_le(square[i].to_le() ^ (swap << bits));
+            square[i + distance] = u64::from_le(square[i + distance].to_le() ^ swap);
+        }
+    }
+    square
 }
 
 /// Quantises row `y` of a picture of real numbers, as ONNX's QuantizeLinear: divide, round half to even, add the zero-point, saturate.
@@ -646,11 +697,8 @@ pub(crate) unsafe fn quantise_row(
         }
         return;
     }
-    for (x, out) in out.chunks_exact_mut(channels).enumerate() {
-        for (channel, out) in out.iter_mut().enumerate() {
-            *out = planes[channel * width + x];
-        }
-    }
+    // SAFETY: both hold the row.
+    unsafe { transpose((planes.as_ptr(), width), (out.as_mut_ptr(), channels), channels, width) };
 }
 
 /// Sixteen running sums, so that every instruction set adds in the same order.
@@ -725,6 +773,19 @@ mod tests {
                 assert!((at(Upsampling::BilinearHalfPixel, i, n) - half).abs() < 1e-9, "{i} of {n}");
                 assert!((at(Upsampling::BilinearAsymmetric, i, n) - (i as f64 / 2.0).min(last)).abs() < 1e-9);
                 assert!((at(Upsampling::BilinearAlignCorners, i, n) - corners).abs() < 1e-9, "{i} of {n}");
+            }
+        }
+    }
+
+    #[test]
+    fn rows_and_columns_are_exchanged() {
+        for (rows, columns) in [(8, 8), (16, 24), (7, 9), (1, 20), (20, 1), (13, 17)] {
+            let from: Vec<u8> = (0..rows * columns).map(|i| (i * 7 % 251) as u8).collect();
+            let mut to = vec![0; rows * columns];
+            // SAFETY: both hold the matrix.
+            unsafe { transpose((from.as_ptr(), columns), (to.as_mut_ptr(), rows), rows, columns) };
+            for i in 0..rows * columns {
+                assert_eq!(to[i % columns * rows + i / columns], from[i], "{rows} x {columns}");
             }
         }
     }
