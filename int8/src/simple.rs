@@ -621,21 +621,23 @@ pub(crate) unsafe fn dequantise_row(
 #[inline(always)]
 unsafe fn transpose(from: (*const u8, usize), to: (*mut u8, usize), rows: usize, columns: usize) {
     const SIDE: usize = 8;
-    // SAFETY: `row` and `column` stay below `rows` and `columns`, in all four.
-    let read = |row: usize, column: usize| unsafe { from.0.add(row * from.1 + column) };
-    let write = |row: usize, column: usize| unsafe { to.0.add(column * to.1 + row) };
     let whole = (rows - rows % SIDE, columns - columns % SIDE);
-    for row in (0..whole.0).step_by(SIDE) {
-        for column in (0..whole.1).step_by(SIDE) {
-            let square = std::array::from_fn(|i| unsafe { read(row + i, column).cast::<u64>().read_unaligned() });
-            for (i, line) in exchange(square).into_iter().enumerate() {
-                unsafe { write(row, column + i).cast::<u64>().write_unaligned(line) };
+    // SAFETY: rows and columns stay below `rows` and `columns`, squares with all of theirs.
+    unsafe {
+        let read = |row: usize, column: usize| from.0.add(row * from.1 + column);
+        let write = |row: usize, column: usize| to.0.add(column * to.1 + row);
+        for row in (0..whole.0).step_by(SIDE) {
+            for column in (0..whole.1).step_by(SIDE) {
+                let square = std::array::from_fn(|i| read(row + i, column).cast::<u64>().read_unaligned());
+                for (i, line) in exchange(square).into_iter().enumerate() {
+                    write(row, column + i).cast::<u64>().write_unaligned(line);
+                }
             }
         }
-    }
-    for row in 0..rows {
-        for column in if row < whole.0 { whole.1 } else { 0 }..columns {
-            unsafe { *write(row, column) = *read(row, column) };
+        for row in 0..rows {
+            for column in if row < whole.0 { whole.1 } else { 0 }..columns {
+                *write(row, column) = *read(row, column);
+            }
         }
     }
 }
