@@ -13,8 +13,7 @@ use visaged::face::track::Tracker;
 use visaged::face::{AlignedFace, align};
 use visaged::frame::{CaptureTime, RgbImage, Scaler};
 use visaged::models::{Bundle, Task};
-use visaged::nn::Network;
-use visaged::nn::tract::Engine;
+use visaged::nn::{Engine, Network};
 use visaged::picture::{self, PictureLimits};
 
 const WIDTH_PX: u32 = 640;
@@ -35,7 +34,7 @@ fn photograph() -> RgbImage {
 
 fn faces(c: &mut Criterion) {
     let picture = photograph();
-    let model = DetectorModel::new(Bundle::built_in(Task::Detector).unwrap(), Engine::Fused).unwrap();
+    let model = DetectorModel::new(Bundle::built_in(Task::Detector).unwrap(), Engine::Int8).unwrap();
     let options = DetectOptions { profile: Profile::Live, min_face_px: 24, min_score: 0.6, max_faces: 16 };
     let mut detector = Detector::new(&model, options);
     let mut found = Vec::new();
@@ -51,7 +50,7 @@ fn faces(c: &mut Criterion) {
     c.bench_function("align to 128x128", |b| {
         b.iter(|| align::align(black_box(&picture), &face.landmarks, &mut aligned).unwrap());
     });
-    let model = DerlModel::new(Bundle::built_in(Task::Derl).unwrap(), Engine::Fused).unwrap();
+    let model = DerlModel::new(Bundle::built_in(Task::Derl).unwrap(), Engine::Int8).unwrap();
     let (mut derl, mut reading) = (Derl::new(&model).unwrap(), Reading::default());
     c.bench_function("read one face", |b| b.iter(|| derl.read(black_box(&aligned), &mut reading).unwrap()));
 }

@@ -17,8 +17,7 @@ use visaged::frame::{CaptureTime, Converter, Frame, PixelFormat, RgbImage};
 use visaged::mailbox::{Mailbox, Taken};
 use visaged::mirror::Hub;
 use visaged::models::{Bundle, Task};
-use visaged::nn::Network;
-use visaged::nn::tract::{Engine, TractNetwork};
+use visaged::nn::{Engine, Network, Session};
 use visaged::picture::{self, PictureLimits};
 use visaged::pool::Pool;
 use visaged::report::{Boot, Reporter};
@@ -66,7 +65,7 @@ fn allocations(work: impl FnOnce()) -> usize {
 }
 
 /// Of one run of a warm network; asserts that each run allocates the same.
-fn of_one_run(mut network: TractNetwork) -> usize {
+fn of_one_run(mut network: Session) -> usize {
     let data = vec![0.5; network.inputs()[0].shape.iter().product()];
     let mut outputs = Vec::new();
     for _ in 0..3 {
@@ -93,7 +92,7 @@ fn still_face(model: &DetectorModel, picture: &RgbImage) -> Face {
 }
 
 fn detector_model() -> DetectorModel {
-    DetectorModel::new(Bundle::built_in(Task::Detector).unwrap(), Engine::Fused).unwrap()
+    DetectorModel::new(Bundle::built_in(Task::Detector).unwrap(), Engine::Int8).unwrap()
 }
 
 #[test]
@@ -118,7 +117,7 @@ fn detection_allocates_nothing_but_what_the_engine_does() {
 
 #[test]
 fn reading_a_face_allocates_nothing_but_what_the_engine_does() {
-    let model = DerlModel::new(Bundle::built_in(Task::Derl).unwrap(), Engine::Fused).unwrap();
+    let model = DerlModel::new(Bundle::built_in(Task::Derl).unwrap(), Engine::Int8).unwrap();
     let run = of_one_run(model.network().unwrap());
     let mut derl = Derl::new(&model).unwrap();
     let (face, mut reading) = (AlignedFace::default(), Reading::default());

@@ -16,8 +16,7 @@ use visaged::face::detect::{DetectOptions, Detector, DetectorModel};
 use visaged::face::{AlignedFace, Landmarks, Rect, align};
 use visaged::frame::{RgbImage, Scaler};
 use visaged::models::{Bundle, Task};
-use visaged::nn::tract::{Engine, Plan};
-use visaged::nn::{Network, NnError};
+use visaged::nn::{Engine, Network, NnError, Plan};
 use visaged::picture::{self, PictureLimits};
 use visaged_peers::onnxruntime::{OnnxRuntime, Options};
 use visaged_peers::{Peer, installed};
@@ -25,7 +24,7 @@ use visaged_peers::{Peer, installed};
 // --- the engine --------------------------------------------------------------------------------------------------
 
 fn engine_under_test(model: &[u8], input_shapes: &[&[usize]]) -> Result<Box<dyn Network>, NnError> {
-    Ok(Box::new(Plan::prepare(model, input_shapes, Engine::Fused)?.network()?))
+    Ok(Box::new(Plan::prepare(model, input_shapes, Engine::Int8)?.network()?))
 }
 
 // --- graphs with a stored answer ---------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ use clap::Args;
 use serde::Serialize;
 
 use self::clip::OnePerson;
-use super::Failure;
+use super::models::Int8;
+use super::{Failure, settings};
 use crate::config::ModelsConfig;
 use crate::daemon::{Models, StartError};
 use crate::expression::Reading;
@@ -22,8 +23,7 @@ use crate::face::track::Tracker;
 use crate::face::{AlignedFace, align};
 use crate::frame::{ConvertError, Converter, RgbImage};
 use crate::models::{Bundle, BundleError, Task};
-use crate::nn::tract::Engine;
-use crate::nn::{Network, NnError};
+use crate::nn::{Engine, Network, NnError, Plan, Settings};
 use crate::telemetry::{Percentiles, Stage, Telemetry};
 
 mod clip;
@@ -35,7 +35,10 @@ mod way;
 #[command(after_help = "Frames: the bundled clip's first person, scaled to 640x480 YUYV.
 
 Example:
-  visaged bench --json > bench.json")]
+  visaged bench --json > bench.json
+  visaged bench --layers      the int8 engine's layers too, one by one
+
+The environment's VISAGED_INT8_ISA names other kernels than the fastest: VISAGED_INT8_ISA=scalar")]
 pub struct BenchArgs {
     /// One JSON document
     #[arg(long)]
@@ -43,6 +46,9 @@ pub struct BenchArgs {
     /// Seconds for each of the three parts
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
     seconds: u64,
+    /// The time of each layer that the int8 engine runs
+    #[arg(long)]
+    layers: bool,
     /// A GIF, an MJPEG AVI or a folder with a face in it, in place of the bundled clip
     #[arg(long, value_name = "PATH")]
     clip: Option<PathBuf>,
@@ -98,6 +104,9 @@ struct Report {
     version: &'static str,
     board: String,
     networks: Vec<NetworkTime>,
+    lowered: Vec<Lowered>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    layers: Vec<LayerTime>,
     stages: Vec<StageTime>,
     #[serde(skip_serializing_if = "Option::is_none")]
     way: Option<WayTime>,
@@ -113,6 +122,32 @@ struct NetworkTime {
     runs: usize,
     /// Times the speed of `tract-float` on the same graph in the same run.
     speed_to_float: f64,
+}
+
+/// What the int8 engine runs of one network.
+#[derive(Debug, Serialize)]
+struct Lowered {
+    bundle: &'static str,
+    input: String,
+    #[serde(flatten)]
+    int8: Int8,
+}
+
+/// One layer of the int8 engine.
+#[derive(Debug, Serialize)]
+struct LayerTime {
+    bundle: &'static str,
+    input: String,
+    name: String,
+    kind: &'static str,
+    kernel: (usize, usize),
+    stride: (usize, usize),
+    /// Rows, columns, channels.
+    from: [usize; 3],
+    to: [usize; 3],
+    multiply_accumulates: u64,
+    /// The mean over the runs.
+    microseconds: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -150,20 +185,27 @@ struct WayTime {
 /// # Errors
 /// Exit 1 where a network or the clip fails.
 pub fn run(args: &BenchArgs) -> Result<(), Failure> {
-    measure(args).and_then(|report| print(&report, args.json)).map_err(Failure::failed)
+    let nn = settings()?;
+    measure(args, nn).and_then(|report| print(&report, args.json)).map_err(Failure::failed)
 }
 
-fn measure(args: &BenchArgs) -> Result<Report, BenchError> {
+fn measure(args: &BenchArgs, nn: Settings) -> Result<Report, BenchError> {
     let budget = Duration::from_secs(args.seconds);
-    let models = Models::load(&ModelsConfig::default())?;
+    let models = Models::load(&ModelsConfig::default(), nn)?;
+    let plans = plans(&models)?;
+    let lowered = |(bundle, input, plan): &(&'static str, String, Plan)| {
+        Some(Lowered { bundle, input: input.clone(), int8: Int8::of(plan)? })
+    };
     let clip = OnePerson::load(args.clip.as_deref(), &models.detector)?;
     Ok(Report {
         version: env!("CARGO_PKG_VERSION"),
         board: crate::daemon::system::board(),
-        networks: networks(budget)?,
+        networks: networks(budget, nn)?,
+        lowered: plans.iter().filter_map(lowered).collect(),
+        layers: if args.layers { layers(&plans, budget)? } else { Vec::new() },
         stages: stages(&models, &clip, budget)?,
         #[cfg(feature = "demo")]
-        way: Some(way::measure(clip, budget)?),
+        way: Some(way::measure(clip, budget, nn)?),
         #[cfg(not(feature = "demo"))]
         way: None,
     })
@@ -172,19 +214,63 @@ fn measure(args: &BenchArgs) -> Result<Report, BenchError> {
 /// The sizes at which the detector runs: the live canvas of a 4:3 picture, and the close look at one known face.
 const DETECTOR_INPUTS: [(usize, usize); 2] = [(320, 256), (640, 480)];
 
-fn networks(budget: Duration) -> Result<Vec<NetworkTime>, BenchError> {
+/// How the int8 engine runs each network at each size.
+fn plans(models: &Models) -> Result<Vec<(&'static str, String, Plan)>, BenchError> {
+    let mut plans = Vec::new();
+    for (width, height) in DETECTOR_INPUTS {
+        plans.push(("detector", format!("{width}x{height}"), models.detector.plan(width, height)?));
+    }
+    plans.push(("derl", "64x64".into(), models.derl.plan().clone()));
+    Ok(plans)
+}
+
+/// The time of each layer, the networks in turns for `budget`.
+fn layers(plans: &[(&'static str, String, Plan)], budget: Duration) -> Result<Vec<LayerTime>, BenchError> {
+    const RUNS: usize = 5;
+    let mut sums: Vec<Vec<u64>> = plans.iter().map(|(_, _, plan)| vec![0; plan.layers().count()]).collect();
+    let deadline = Instant::now() + budget;
+    let mut runs = 0;
+    while runs == 0 || Instant::now() < deadline {
+        for ((_, _, plan), sums) in plans.iter().zip(&mut sums) {
+            for (sum, time) in sums.iter_mut().zip(plan.time_layers(RUNS)?) {
+                *sum += time;
+            }
+        }
+        runs += RUNS;
+    }
+    let mut times = Vec::new();
+    for ((bundle, input, plan), sums) in plans.iter().zip(&sums) {
+        let time = |(layer, sum): (&visaged_int8::LayerInfo, &u64)| LayerTime {
+            bundle,
+            input: input.clone(),
+            name: layer.name.clone(),
+            kind: layer.kind,
+            kernel: layer.kernel,
+            stride: layer.stride,
+            from: [layer.input.height, layer.input.width, layer.input.channels],
+            to: [layer.output.height, layer.output.width, layer.output.channels],
+            multiply_accumulates: layer.multiply_accumulates,
+            microseconds: *sum as f64 / runs as f64 / 1e3,
+        };
+        times.extend(plan.layers().zip(sums).map(time));
+    }
+    Ok(times)
+}
+
+fn networks(budget: Duration, nn: Settings) -> Result<Vec<NetworkTime>, BenchError> {
     let share = budget / (DETECTOR_INPUTS.len() as u32 + 1);
     let mut times = Vec::new();
     for (width, height) in DETECTOR_INPUTS {
         let contestants = Engine::ALL.map(|engine| -> Result<Box<dyn Network>, BenchError> {
-            let model = DetectorModel::new(Bundle::built_in(Task::Detector)?, engine)?;
+            let model = DetectorModel::new(Bundle::built_in(Task::Detector)?, Settings { engine, ..nn })?;
             Ok(Box::new(model.network(width, height)?))
         });
         let contestants = contestants.into_iter().collect::<Result<Vec<_>, _>>()?;
         times.extend(race("detector", &format!("{width}x{height}"), contestants, share)?);
     }
     let contestants = Engine::ALL.map(|engine| -> Result<Box<dyn Network>, BenchError> {
-        Ok(Box::new(DerlModel::new(Bundle::built_in(Task::Derl)?, engine)?.network()?))
+        let settings = Settings { engine, ..nn };
+        Ok(Box::new(DerlModel::new(Bundle::built_in(Task::Derl)?, settings)?.network()?))
     });
     let contestants = contestants.into_iter().collect::<Result<Vec<_>, _>>()?;
     times.extend(race("derl", "64x64", contestants, share)?);
@@ -305,6 +391,11 @@ fn print(report: &Report, json: bool) -> Result<(), BenchError> {
             n.bundle, n.input, n.engine, n.median_ms, n.speed_to_float, n.runs
         )?;
     }
+    writeln!(out)?;
+    for lowered in &report.lowered {
+        writeln!(out, "{:<10} {:<9} {}", lowered.bundle, lowered.input, lowered.int8)?;
+    }
+    print_layers(&mut out, &report.layers)?;
     print_stages(&mut out, "stage, alone", &report.stages)?;
     let Some(way) = &report.way else { return Ok(()) };
     print_stages(&mut out, "stage, daemon", &way.stages)?;
@@ -318,6 +409,38 @@ fn print(report: &Report, json: bool) -> Result<(), BenchError> {
         "\n640x480 at 30 fps, one face: {} frames, {} dropped, {:.0} % of one core, {:.0} MB resident",
         way.frames, way.dropped, way.cpu_percent, way.resident_mb
     )?;
+    Ok(())
+}
+
+fn print_layers(out: &mut dyn std::io::Write, layers: &[LayerTime]) -> std::io::Result<()> {
+    if layers.is_empty() {
+        return Ok(());
+    }
+    let header = ["network", "input", "layer", "kernel", "stride", "from", "to"];
+    let [network, input, layer, kernel, stride, from, to] = header;
+    writeln!(
+        out,
+        "\n{network:<10} {input:<9} {layer:<20} {kernel:>6} {stride:>6} {from:>12} {to:>12} {:>8} {:>9}  name",
+        "MMAC", "us"
+    )?;
+    let pair = |(a, b): (usize, usize)| format!("{a}x{b}");
+    let size = |[height, width, channels]: [usize; 3]| format!("{height}x{width}x{channels}");
+    for l in layers {
+        writeln!(
+            out,
+            "{:<10} {:<9} {:<20} {:>6} {:>6} {:>12} {:>12} {:>8.3} {:>9.1}  {}",
+            l.bundle,
+            l.input,
+            l.kind,
+            pair(l.kernel),
+            pair(l.stride),
+            size(l.from),
+            size(l.to),
+            l.multiply_accumulates as f64 / 1e6,
+            l.microseconds,
+            l.name
+        )?;
+    }
     Ok(())
 }
 

@@ -110,7 +110,7 @@ fn configuration(args: &CheckArgs, config: &Config) -> Finding {
 }
 
 fn models(config: &Config) -> Result<String, String> {
-    let models = Models::load(&config.models).map_err(|error| error.to_string())?;
+    let models = Models::load(&config.models, config.nn).map_err(|error| error.to_string())?;
     let one = |bundle: &crate::models::Bundle| {
         let manifest = bundle.manifest();
         format!("{} {} ({})", manifest.name, manifest.version, bundle.origin())

@@ -8,15 +8,16 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 
-use super::Failure;
 use super::drive::drive;
 use super::logging;
+use super::{Failure, settings};
 use crate::capture::clip::Clip;
 use crate::config::{Config, DeviceConfig, LogConfig, LogFormat, MqttConfig, Pace, ReportConfig, WebConfig};
 use crate::daemon::{Daemon, OpenSource, Parts, StartError};
 use crate::mirror::web::WebError;
 use crate::mqtt::broker::Broker;
 use crate::mqtt::{Published, Tap};
+use crate::nn::Settings;
 
 /// Two people who turn their heads and smile.
 pub(super) static CLIP: &[u8] = include_bytes!("../../assets/demo.gif");
@@ -56,10 +57,11 @@ pub struct DemoArgs {
 pub fn run(args: &DemoArgs) -> Result<(), Failure> {
     let begun = Instant::now();
     logging::start(&LogConfig { filter: log_filter(), format: LogFormat::Text }).map_err(Failure::failed)?;
+    let nn = settings()?;
     let broker = Broker::start(args.mqtt_port).map_err(Failure::failed)?;
     let closed = Arc::new(AtomicBool::new(false));
     let tap = printer(args.json, Arc::clone(&closed));
-    let daemon = start(args, &broker, &tap).map_err(Failure::failed)?;
+    let daemon = start(args, &broker, &tap, nn).map_err(Failure::failed)?;
     greet(&broker, &daemon);
     let until = args.seconds.map(|seconds| begun + Duration::from_secs(seconds));
     drive(daemon, until, |_| {}, || closed.load(Ordering::Relaxed))?;
@@ -73,17 +75,18 @@ fn log_filter() -> String {
 }
 
 /// With the page on its usual port, or on any free one where that is taken and none was asked for.
-fn start(args: &DemoArgs, broker: &Broker, tap: &Tap) -> Result<Daemon, StartError> {
+fn start(args: &DemoArgs, broker: &Broker, tap: &Tap, nn: Settings) -> Result<Daemon, StartError> {
     let page = |port| (!args.no_web).then(|| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
-    let begin =
-        |listen| Daemon::start(config(broker, listen), Parts { open_source: Some(clip()), tap: Some(Arc::clone(tap)) });
+    let begin = |listen| {
+        Daemon::start(config(broker, listen, nn), Parts { open_source: Some(clip()), tap: Some(Arc::clone(tap)) })
+    };
     match begin(page(args.web_port.unwrap_or(PAGE_PORT))) {
         Err(StartError::Web(WebError::PortInUse { .. })) if args.web_port.is_none() => begin(page(0)),
         result => result,
     }
 }
 
-fn config(broker: &Broker, page: Option<SocketAddr>) -> Config {
+fn config(broker: &Broker, page: Option<SocketAddr>, nn: Settings) -> Config {
     Config {
         device: DeviceConfig { site: "demo".into(), name: "clip".into() },
         mqtt: Some(MqttConfig {
@@ -94,6 +97,7 @@ fn config(broker: &Broker, page: Option<SocketAddr>) -> Config {
         }),
         report: ReportConfig { summary_every: Some(Duration::from_secs(10)), ..ReportConfig::default() },
         web: page.map(|listen| WebConfig { listen }),
+        nn,
         ..Config::default()
     }
 }

@@ -7,6 +7,8 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+use crate::nn::{KERNELS_VARIABLE, Settings};
+
 pub mod analyze;
 pub mod bench;
 pub mod check;
@@ -88,6 +90,15 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.message.as_deref().unwrap_or_default())
     }
+}
+
+/// How networks are run where no configuration says so: in int8, on the kernels that the environment names.
+///
+/// # Errors
+/// [`Failure`] with exit 2 where it names none.
+fn settings() -> Result<Settings, Failure> {
+    let name = std::env::var(KERNELS_VARIABLE).ok();
+    Settings::default().with_kernels(name.as_deref()).map_err(Failure::usage)
 }
 
 /// An error and its causes, without saying twice what a message already holds.

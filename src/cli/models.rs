@@ -1,18 +1,19 @@
 //! `visaged models list|verify`: the bundles inside the binary and in folders.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::Failure;
+use super::{Failure, settings};
 use crate::expression::Reading;
 use crate::expression::derl::{Derl, DerlModel};
 use crate::face::detect::{DetectOptions, Detector, DetectorModel};
 use crate::frame::RgbImage;
 use crate::models::{Bundle, Task};
-use crate::nn::tract::Engine;
+use crate::nn::Plan;
 
 /// Bundles in place of the built-in ones.
 #[derive(Clone, Debug, Default, Args)]
@@ -32,7 +33,7 @@ impl BundleArgs {
     /// [`Failure`] with exit 1 where the bundle is refused.
     pub fn detector_model(&self) -> Result<DetectorModel, Failure> {
         let bundle = Bundle::load(Task::Detector, self.detector.as_deref()).map_err(Failure::failed)?;
-        DetectorModel::new(bundle, Engine::Fused).map_err(Failure::failed)
+        DetectorModel::new(bundle, settings()?).map_err(Failure::failed)
     }
 
     /// The network for de-expression.
@@ -41,7 +42,7 @@ impl BundleArgs {
     /// [`Failure`] with exit 1 where the bundle is refused.
     pub fn derl_model(&self) -> Result<DerlModel, Failure> {
         let bundle = Bundle::load(Task::Derl, self.derl.as_deref()).map_err(Failure::failed)?;
-        DerlModel::new(bundle, Engine::Fused).map_err(Failure::failed)
+        DerlModel::new(bundle, settings()?).map_err(Failure::failed)
     }
 }
 
@@ -84,9 +85,46 @@ struct Line<'a> {
     sha256: Option<&'a str>,
     bytes: Option<usize>,
     accuracy: &'a [toml::Table],
+    int8: Option<Int8>,
     #[serde(skip_serializing_if = "Option::is_none")]
     verified: Option<bool>,
     error: Option<String>,
+}
+
+/// What the int8 engine runs of a network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Int8 {
+    /// Nodes that were lowered, and all that compute something.
+    nodes_lowered: usize,
+    nodes: usize,
+    /// What they became.
+    layers: usize,
+    segments: usize,
+    kernels: &'static str,
+    /// Operations left to tract, and how often.
+    left: BTreeMap<String, usize>,
+}
+
+impl Int8 {
+    /// Of a plan of the int8 engine.
+    pub(super) fn of(plan: &Plan) -> Option<Self> {
+        let (lowering, isa) = (plan.lowering()?, plan.isa()?);
+        let (nodes_lowered, nodes) = lowering.counts();
+        let left = lowering.left().into_iter().map(|(op, count)| (op.to_owned(), count)).collect();
+        let (layers, segments) = (plan.layers().count(), lowering.segments);
+        Some(Self { nodes_lowered, nodes, layers, segments, kernels: isa.name(), left })
+    }
+}
+
+impl std::fmt::Display for Int8 {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { nodes_lowered, nodes, layers, kernels, .. } = self;
+        write!(f, "int8: {nodes_lowered} of {nodes} nodes as {layers} layers, kernels {kernels}")?;
+        for (i, (op, count)) in self.left.iter().enumerate() {
+            write!(f, "{}{op} x{count}", if i == 0 { "; left to tract: " } else { ", " })?;
+        }
+        Ok(())
+    }
 }
 
 /// Lists or verifies.
@@ -106,13 +144,14 @@ pub fn run(args: &ModelsArgs) -> Result<(), Failure> {
     let mut refused = false;
     for (origin, bundle) in bundles {
         let bundle = bundle.map_err(Failure::failed);
-        let tried = match (&bundle, verify) {
-            (Ok(bundle), true) => try_out(bundle),
-            _ => Ok(()),
+        let tried = match &bundle {
+            Ok(bundle) => try_out(bundle, verify),
+            Err(_) => Ok(None),
         };
         let error = bundle.as_ref().err().or(tried.as_ref().err());
         refused |= error.is_some();
-        let line = line(origin, bundle.as_ref().ok(), verify, error);
+        let int8 = tried.as_ref().ok().cloned().flatten();
+        let line = line(origin, bundle.as_ref().ok(), int8, verify, error);
         match print(&line, paths.json) {
             Err(e) if e.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
             other => other.map_err(Failure::failed)?,
@@ -121,7 +160,13 @@ pub fn run(args: &ModelsArgs) -> Result<(), Failure> {
     if refused { Err(Failure::reported()) } else { Ok(()) }
 }
 
-fn line<'a>(origin: String, bundle: Option<&'a Bundle>, verify: bool, error: Option<&Failure>) -> Line<'a> {
+fn line<'a>(
+    origin: String,
+    bundle: Option<&'a Bundle>,
+    int8: Option<Int8>,
+    verify: bool,
+    error: Option<&Failure>,
+) -> Line<'a> {
     let manifest = bundle.map(Bundle::manifest);
     Line {
         origin,
@@ -132,6 +177,7 @@ fn line<'a>(origin: String, bundle: Option<&'a Bundle>, verify: bool, error: Opt
         sha256: bundle.map(Bundle::model_sha256),
         bytes: bundle.map(|b| b.model().len()),
         accuracy: manifest.map_or(&[], |m| &m.accuracy),
+        int8,
         verified: verify.then_some(error.is_none()),
         error: error.map(ToString::to_string),
     }
@@ -159,6 +205,9 @@ fn print(line: &Line<'_>, json: bool) -> io::Result<()> {
         line.bytes.unwrap_or(0) / 1024,
         text(line.sha256),
     )?;
+    if let Some(int8) = &line.int8 {
+        writeln!(stdout, "    {int8}")?;
+    }
     for entry in line.accuracy {
         let given = |key: &str| entry.get(key).map(|v| v.to_string().trim_matches('"').to_owned());
         let value = |key: &str| given(key).unwrap_or_default();
@@ -168,19 +217,28 @@ fn print(line: &Line<'_>, json: bool) -> io::Result<()> {
     stdout.flush()
 }
 
-/// Prepares the network and runs it once.
-fn try_out(bundle: &Bundle) -> Result<(), Failure> {
+/// The sides of the canvas for which `models` prepares a detector.
+const CANVAS_PX: (usize, usize) = (320, 256);
+
+/// Prepares the network, runs it once where it is to be verified, and says what of it runs in int8.
+fn try_out(bundle: &Bundle, verify: bool) -> Result<Option<Int8>, Failure> {
     let grey = RgbImage { width_px: 128, height_px: 128, data: vec![128; 3 * 128 * 128] };
     match bundle.manifest().task {
         Task::Detector => {
-            let model = DetectorModel::new(bundle.clone(), Engine::Fused).map_err(Failure::failed)?;
-            let mut detector = Detector::new(&model, DetectOptions::still(&model));
-            detector.detect(&grey, &mut Vec::new()).map_err(Failure::failed)
+            let model = DetectorModel::new(bundle.clone(), settings()?).map_err(Failure::failed)?;
+            if verify {
+                let mut detector = Detector::new(&model, DetectOptions::still(&model));
+                detector.detect(&grey, &mut Vec::new()).map_err(Failure::failed)?;
+            }
+            Ok(Int8::of(&model.plan(CANVAS_PX.0, CANVAS_PX.1).map_err(Failure::failed)?))
         }
         Task::Derl => {
-            let model = DerlModel::new(bundle.clone(), Engine::Fused).map_err(Failure::failed)?;
-            let mut derl = Derl::new(&model).map_err(Failure::failed)?;
-            derl.read_crop(&grey, &mut Reading::default()).map_err(Failure::failed)
+            let model = DerlModel::new(bundle.clone(), settings()?).map_err(Failure::failed)?;
+            if verify {
+                let mut derl = Derl::new(&model).map_err(Failure::failed)?;
+                derl.read_crop(&grey, &mut Reading::default()).map_err(Failure::failed)?;
+            }
+            Ok(Int8::of(model.plan()))
         }
     }
 }

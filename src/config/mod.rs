@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::frame::PixelFormat;
+use crate::nn::Settings;
 
 pub use read::{ConfigError, Fault};
 
@@ -33,6 +34,8 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// Model bundles in place of the built-in ones.
     pub models: ModelsConfig,
+    /// `[nn]`: how networks use the processor. The kernels are the environment's affair.
+    pub nn: Settings,
     /// Logging.
     pub log: LogConfig,
 }
@@ -263,6 +266,7 @@ impl Default for Config {
             web: None,
             metrics: None,
             models: ModelsConfig::default(),
+            nn: Settings::default(),
             log: LogConfig { filter: "info".into(), format: LogFormat::Text },
         }
     }

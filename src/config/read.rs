@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use super::{
     LogConfig, LogFormat, Login, ModelsConfig, MqttConfig, Pace, ReportConfig, SourceConfig, TlsConfig, WebConfig,
 };
 use crate::frame::PixelFormat;
+use crate::nn::{KERNELS_VARIABLE, Settings};
 
 /// The environment's overrides begin with this; `VISAGED_MQTT__HOST` is `mqtt.host`.
 const ENV_PREFIX: &str = "VISAGED_";
@@ -105,12 +107,23 @@ impl Config {
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
         let faults = RefCell::new(Vec::new());
+        let mut kernels = None;
         for (name, value) in environment {
-            if let Some(path) = override_path(&name) {
+            if name == KERNELS_VARIABLE {
+                kernels = Some(value);
+            } else if let Some(path) = override_path(&name) {
                 lay_over(&mut table, &path, &value, &faults);
             }
         }
-        let config = read_config(table, &faults);
+        let mut config = read_config(table, &faults);
+        match config.nn.with_kernels(kernels.as_deref()) {
+            Ok(settings) => config.nn = settings,
+            Err(error) => faults.borrow_mut().push(Fault {
+                key: KERNELS_VARIABLE.into(),
+                value: kernels.unwrap_or_default(),
+                reason: error.0.to_string(),
+            }),
+        }
         let faults = faults.into_inner();
         if faults.is_empty() { Ok(config) } else { Err(ConfigError::Invalid(faults)) }
     }
@@ -167,6 +180,7 @@ fn read_config(table: Table, faults: &RefCell<Vec<Fault>>) -> Config {
         web: read_listener(root.section("web"), "127.0.0.1:8080").map(|listen| WebConfig { listen }),
         metrics: read_listener(root.section("metrics"), "127.0.0.1:9464"),
         models: read_models(root.section("models")),
+        nn: read_nn(root.section("nn")),
         log: read_log(root.section("log")),
     };
     read_privacy(root.section("privacy"));
@@ -358,6 +372,13 @@ fn read_listener(mut s: Section<'_>, default: &str) -> Option<SocketAddr> {
     });
     s.finish();
     listen.parse().ok().filter(|_| enabled)
+}
+
+fn read_nn(mut s: Section<'_>) -> Settings {
+    let defaults = Settings::default();
+    let threads = s.get("threads", defaults.threads.get() as u32, within(1, 64));
+    s.finish();
+    Settings { threads: NonZeroUsize::new(threads as usize).unwrap_or(defaults.threads), ..defaults }
 }
 
 fn read_models(mut s: Section<'_>) -> ModelsConfig {

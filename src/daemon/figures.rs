@@ -13,7 +13,7 @@ use crate::mqtt::Sources;
 use crate::mqtt::payload::{
     Info, InfoSchema, LatencyTelemetry, ModelInfo, OutboxTelemetry, Telemetry, TelemetrySchema,
 };
-use crate::nn::tract::Engine;
+use crate::nn::Engine;
 use crate::report::{Boot, Milliseconds, Moment, Seconds};
 
 /// Everything both payloads are made from.

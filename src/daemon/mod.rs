@@ -36,7 +36,7 @@ use crate::mirror::web::{self, Page, Server, WebError};
 use crate::mirror::{Hub, Status as HubStatus};
 use crate::models::{Bundle, BundleError, Task};
 use crate::mqtt::{self, Client, MemorySpool, Status, Tap, Topics};
-use crate::nn::tract::Engine;
+use crate::nn::Settings;
 use crate::pool::Pool;
 use crate::report::{Boot, Event, Moment, Reporter};
 use crate::telemetry::Telemetry;
@@ -67,17 +67,14 @@ pub struct Models {
 }
 
 impl Models {
-    /// Reads the configured bundles, or the built-in ones.
+    /// Reads the configured bundles, or the built-in ones, to be run as `nn` says.
     ///
     /// # Errors
     /// [`StartError`] naming the bundle and what is wrong with it.
-    pub fn load(config: &ModelsConfig) -> Result<Self, StartError> {
+    pub fn load(config: &ModelsConfig, nn: Settings) -> Result<Self, StartError> {
         let detector = Bundle::load(Task::Detector, config.detector.as_deref())?;
         let derl = Bundle::load(Task::Derl, config.derl.as_deref())?;
-        Ok(Self {
-            detector: DetectorModel::new(detector, Engine::default())?,
-            derl: DerlModel::new(derl, Engine::default())?,
-        })
+        Ok(Self { detector: DetectorModel::new(detector, nn)?, derl: DerlModel::new(derl, nn)? })
     }
 }
 
@@ -165,7 +162,7 @@ impl Daemon {
     /// # Errors
     /// [`StartError`] for what no waiting cures.
     pub fn start(config: Config, parts: Parts) -> Result<Self, StartError> {
-        let models = Models::load(&config.models)?;
+        let models = Models::load(&config.models, config.nn)?;
         let topics = Topics::new(&config.device)?;
         let boot = Boot::random();
         let hub = config.web.as_ref().map(|_| Hub::new());
@@ -313,6 +310,7 @@ impl Daemon {
         compare("web", old.web != config.web);
         compare("metrics", old.metrics != config.metrics);
         compare("models", old.models != config.models);
+        compare("nn", old.nn != config.nn);
         if let (Some(client), Some(mqtt)) = (&self.client, &config.mqtt) {
             client.handle().set_home_assistant(mqtt.home_assistant.clone());
         }

@@ -10,8 +10,7 @@ use super::{Emotion, NEUTRAL_SIDE_PX, Probabilities, Reading};
 use crate::face::{ALIGNED_SIDE_PX, AlignedFace};
 use crate::frame::{RgbImage, Scaler};
 use crate::models::{Bundle, BundleError, BundleFault, DerlManifest};
-use crate::nn::tract::{Engine, Plan, TractNetwork};
-use crate::nn::{Network, NnError};
+use crate::nn::{Network, NnError, Plan, Session, Settings};
 
 const PIXELS: usize = NEUTRAL_SIDE_PX * NEUTRAL_SIDE_PX;
 
@@ -56,11 +55,11 @@ impl DerlModel {
     /// # Errors
     /// [`ReadError`] where the bundle is for another task, its labels are not FER+'s, or its graph has other tensors than
     /// its manifest says.
-    pub fn new(bundle: Bundle, engine: Engine) -> Result<Self, ReadError> {
+    pub fn new(bundle: Bundle, settings: impl Into<Settings>) -> Result<Self, ReadError> {
         let manifest = bundle.derl()?;
         let emotions = emotions(&manifest.labels).map_err(|fault| bundle.refuse(fault))?;
         let shape: &[usize] = &[1, 1, NEUTRAL_SIDE_PX, NEUTRAL_SIDE_PX];
-        let plan = Plan::prepare(bundle.model(), &[shape], engine)?;
+        let plan = Plan::prepare(bundle.model(), &[shape], settings)?;
         check_outputs(&bundle, &plan.network()?)?;
         Ok(Self { plan, manifest: Arc::new(manifest), emotions, bundle: Arc::new(bundle) })
     }
@@ -70,11 +69,16 @@ impl DerlModel {
         &self.bundle
     }
 
+    /// How the network is run.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
     /// The network with memory of its own; for `bench`.
     ///
     /// # Errors
     /// [`NnError`] where it cannot set up its state.
-    pub fn network(&self) -> Result<TractNetwork, NnError> {
+    pub fn network(&self) -> Result<Session, NnError> {
         self.plan.network()
     }
 }
@@ -90,7 +94,7 @@ fn emotions(labels: &[String; 8]) -> Result<[Emotion; 8], BundleFault> {
     Ok(order)
 }
 
-fn check_outputs(bundle: &Bundle, network: &TractNetwork) -> Result<(), BundleError> {
+fn check_outputs(bundle: &Bundle, network: &Session) -> Result<(), BundleError> {
     for (i, listed) in bundle.manifest().outputs.iter().enumerate() {
         let found = network.outputs().get(i);
         if found.is_none_or(|o| o.name != listed.name || o.shape != listed.shape) {
@@ -106,7 +110,7 @@ fn check_outputs(bundle: &Bundle, network: &TractNetwork) -> Result<(), BundleEr
 
 /// Reads faces; one a thread.
 pub struct Derl {
-    network: TractNetwork,
+    network: Session,
     manifest: Arc<DerlManifest>,
     emotions: [Emotion; 8],
     grey: Vec<f32>,

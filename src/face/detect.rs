@@ -17,8 +17,7 @@ use super::canvas::{Painter, View};
 use super::{Face, Landmarks, Point, Rect};
 use crate::frame::RgbImage;
 use crate::models::{Bundle, BundleError, BundleFault, DetectorManifest};
-use crate::nn::tract::{Engine, Plan, TractNetwork};
-use crate::nn::{Network, NnError};
+use crate::nn::{Network, NnError, Plan, Session, Settings};
 
 /// Height of a face on the canvas at which it is found surely (97 % and more of frontal faces).
 pub const SURE_PX: f32 = 32.0;
@@ -119,7 +118,7 @@ pub struct DetectorModel {
 struct Shared {
     bundle: Bundle,
     manifest: DetectorManifest,
-    engine: Engine,
+    settings: Settings,
     plans: Mutex<Vec<((usize, usize), Plan)>>,
 }
 
@@ -128,9 +127,9 @@ impl DetectorModel {
     ///
     /// # Errors
     /// [`DetectorError`] where the bundle is for another task, or its graph has other tensors than its manifest says.
-    pub fn new(bundle: Bundle, engine: Engine) -> Result<Self, DetectorError> {
-        let manifest = bundle.detector()?;
-        let model = Self { shared: Arc::new(Shared { bundle, manifest, engine, plans: Mutex::default() }) };
+    pub fn new(bundle: Bundle, settings: impl Into<Settings>) -> Result<Self, DetectorError> {
+        let (manifest, settings) = (bundle.detector()?, settings.into());
+        let model = Self { shared: Arc::new(Shared { bundle, manifest, settings, plans: Mutex::default() }) };
         model.check_outputs(FOCUS_PX, FOCUS_PX)?;
         Ok(model)
     }
@@ -144,15 +143,23 @@ impl DetectorModel {
     ///
     /// # Errors
     /// [`NnError`] where the graph cannot be prepared.
-    pub fn network(&self, width_px: usize, height_px: usize) -> Result<TractNetwork, NnError> {
+    pub fn network(&self, width_px: usize, height_px: usize) -> Result<Session, NnError> {
+        self.plan(width_px, height_px)?.network()
+    }
+
+    /// The plan for one canvas size (multiples of 32), made once.
+    ///
+    /// # Errors
+    /// [`NnError`] where the graph cannot be prepared.
+    pub fn plan(&self, width_px: usize, height_px: usize) -> Result<Plan, NnError> {
         let mut plans = self.shared.plans.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, plan)) = plans.iter().find(|(size, _)| *size == (width_px, height_px)) {
-            return plan.network();
+            return Ok(plan.clone());
         }
         let shape: &[usize] = &[1, 3, height_px, width_px];
-        let plan = Plan::prepare(self.shared.bundle.model(), &[shape], self.shared.engine)?;
+        let plan = Plan::prepare(self.shared.bundle.model(), &[shape], self.shared.settings)?;
         plans.push(((width_px, height_px), plan.clone()));
-        plan.network()
+        Ok(plan)
     }
 
     /// Sees to it that the graph's outputs are those of the manifest, in the same order.
@@ -192,7 +199,7 @@ pub struct Detector {
 #[derive(Debug)]
 struct Looker {
     model: DetectorModel,
-    networks: Vec<((usize, usize), TractNetwork)>,
+    networks: Vec<((usize, usize), Session)>,
     painter: Painter,
     canvas: Vec<f32>,
     outputs: Vec<Vec<f32>>,

@@ -8,6 +8,7 @@
 //! Invariant: whoever calls [`Plan::prepare`] has verified the bytes (see [`models`](crate::models)); this module does not
 //! defend against hostile graphs, it only reports what tract refuses.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use tract_onnx::prelude::{
@@ -15,39 +16,17 @@ use tract_onnx::prelude::{
     TypedSimplePlan, TypedSimpleState, tvec,
 };
 use tract_onnx::tract_core::internal::{
-    DatumType, ElementWiseMiniOp, OutletId, TVec, TypedModelPatch, TypedNode, tensor0,
+    DatumType, DimLike as _, ElementWiseMiniOp, OutletId, TVec, TypedModelPatch, TypedNode, tensor0,
 };
 use tract_onnx::tract_core::ops::element_wise::ElementWiseOp;
 use tract_onnx::tract_core::ops::math::max;
 use tract_onnx::tract_core::ops::quant::{DequantizeLinearF32, QuantizeLinearI8, QuantizeLinearU8};
 
-use super::{Network, NnError, TensorSpec};
+use tract_onnx::pb::ModelProto;
+use tract_onnx::tract_hir::infer::{Factoid as _, InferenceModel, InferenceOp};
 
-/// How a graph is run; `bench` compares them, everything else takes [`Engine::Fused`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Engine {
-    /// QDQ pairs fused into one pass each: the int8 network's results at about the speed of float.
-    #[default]
-    Fused,
-    /// QDQ as tract itself runs it.
-    Qdq,
-    /// QDQ pairs on activations left out, but for the ReLU in them: the float network with quantised weights.
-    Float,
-}
-
-impl Engine {
-    /// All of them, for `bench`.
-    pub const ALL: [Self; 3] = [Self::Fused, Self::Qdq, Self::Float];
-
-    /// The name that logs, `bench` and metrics use.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Fused => "tract-fused",
-            Self::Qdq => "tract-qdq",
-            Self::Float => "tract-float",
-        }
-    }
-}
+use super::int8::Ready;
+use super::{Engine, Network, NnError, TensorSpec, check_inputs};
 
 /// A graph made ready for one set of input shapes. Cheap to clone: the weights are shared.
 #[derive(Clone, Debug)]
@@ -59,43 +38,50 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Reads the ONNX file `model` and makes it ready for `input_shapes` (one a graph input, in order; every dimension
-    /// above zero).
+    /// Makes a graph ready for these shapes of its inputs (one an input, in order; every dimension above zero).
     ///
     /// # Errors
     /// [`NnError::Engine`] naming the node where tract cannot read, type or simplify the graph.
-    pub fn prepare(model: &[u8], input_shapes: &[&[usize]], engine: Engine) -> Result<Self, NnError> {
-        Self::try_prepare(model, input_shapes, engine)
+    pub(super) fn of_graph(proto: &ModelProto, input_shapes: &[&[usize]], engine: Engine) -> Result<Self, NnError> {
+        parsed(proto, input_shapes)
+            .and_then(|graph| Self::finish(graph, engine))
             .map_err(|error| NnError::Engine { engine: engine.name(), message: format!("{error:#}") })
     }
 
-    fn try_prepare(mut model: &[u8], input_shapes: &[&[usize]], engine: Engine) -> TractResult<Self> {
-        let mut graph = tract_onnx::onnx().model_for_read(&mut model)?;
-        let count = graph.input_outlets()?.len();
-        if count != input_shapes.len() {
-            refuse(format!("the graph has {count} inputs, {} shapes were given", input_shapes.len()))?;
+    /// Makes a graph ready in which the first nodes stand for parts that the int8 engine runs.
+    pub(super) fn around(proto: &ModelProto, input_shapes: &[&[usize]], parts: &[Ready]) -> TractResult<Self> {
+        let mut graph = parsed(proto, input_shapes)?;
+        // tract keeps what it does not know as a place to be filled.
+        let places = graph.nodes_mut().iter_mut().filter(|node| is_segment(&*node.op));
+        for (node, part) in places.zip(parts) {
+            node.op = part.operation();
         }
-        for (i, shape) in input_shapes.iter().enumerate() {
-            graph.set_input_fact(i, InferenceFact::dt_shape(DatumType::F32, *shape))?;
-        }
-        // Declared output shapes may be symbolic; the ones that follow from the inputs are what counts.
-        for i in 0..graph.output_outlets()?.len() {
-            graph.set_output_fact(i, InferenceFact::default())?;
-        }
+        Self::finish(graph, Engine::Int8)
+    }
+
+    fn finish(graph: InferenceModel, engine: Engine) -> TractResult<Self> {
         let mut typed = graph.into_typed()?;
         match engine {
-            Engine::Fused => fuse_pairs(&mut typed, Pairs::Fuse)?,
+            Engine::Fused | Engine::Int8 => fuse_pairs(&mut typed, Pairs::Fuse)?,
             Engine::Float => fuse_pairs(&mut typed, Pairs::Drop)?,
             Engine::Qdq => {}
         }
         typed.declutter()?;
-        if engine == Engine::Fused {
+        if matches!(engine, Engine::Fused | Engine::Int8) {
             drop_repeated_quantisation(&mut typed)?;
         }
         let outputs = specs(&typed, typed.output_outlets()?)?;
         let inputs = specs(&typed, typed.input_outlets()?)?;
         let typed = typed.into_optimized()?;
         Ok(Self { plan: TypedSimplePlan::new(typed)?, engine, inputs, outputs })
+    }
+
+    pub(super) fn inputs(&self) -> &[TensorSpec] {
+        &self.inputs
+    }
+
+    pub(super) fn outputs(&self) -> &[TensorSpec] {
+        &self.outputs
     }
 
     /// A network over this plan with working memory of its own.
@@ -161,15 +147,60 @@ impl Network for TractNetwork {
     }
 }
 
-fn check_inputs(specs: &[TensorSpec], inputs: &[&[f32]]) -> Result<(), NnError> {
-    for (i, spec) in specs.iter().enumerate() {
-        let expected = spec.shape.iter().product();
-        let got = inputs.get(i).map_or(0, |data| data.len());
-        if got != expected {
-            return Err(NnError::InputLength { name: spec.name.clone(), expected, got });
+/// Reads a file's messages; nothing in them is looked at yet.
+pub(super) fn read(model: &[u8]) -> TractResult<ModelProto> {
+    let mut model = model;
+    tract_onnx::onnx().proto_model_for_read(&mut model)
+}
+
+/// The graph with its inputs' shapes in place of what it declares.
+fn parsed(proto: &ModelProto, input_shapes: &[&[usize]]) -> TractResult<InferenceModel> {
+    let mut graph = tract_onnx::onnx().model_for_proto_model(proto)?;
+    let count = graph.input_outlets()?.len();
+    if count != input_shapes.len() {
+        refuse(format!("the graph has {count} inputs, {} shapes were given", input_shapes.len()))?;
+    }
+    for (i, shape) in input_shapes.iter().enumerate() {
+        graph.set_input_fact(i, InferenceFact::dt_shape(DatumType::F32, *shape))?;
+    }
+    // Declared output shapes may be symbolic; the ones that follow from the inputs are what counts.
+    for i in 0..graph.output_outlets()?.len() {
+        graph.set_output_fact(i, InferenceFact::default())?;
+    }
+    Ok(graph)
+}
+
+fn is_segment(op: &dyn InferenceOp) -> bool {
+    op.name() == format!("Unimplemented({})", super::lower::SEGMENT)
+}
+
+/// The shapes of all tensors of a graph that follow from its inputs', by name.
+pub(super) fn shapes(proto: &ModelProto, input_shapes: &[&[usize]]) -> TractResult<HashMap<String, Vec<usize>>> {
+    let mut graph = parsed(proto, input_shapes)?;
+    graph.analyse(true)?;
+    let mut shapes = HashMap::new();
+    for node in graph.nodes() {
+        for (slot, outlet) in node.outputs.iter().enumerate() {
+            let concrete = outlet
+                .fact
+                .shape
+                .concretize()
+                .and_then(|dims| dims.iter().map(|dim| dim.to_usize().ok()).collect::<Option<Vec<usize>>>());
+            let label = graph.outlet_label(OutletId::new(node.id, slot));
+            if let (Some(label), Some(dims)) = (label, concrete) {
+                shapes.insert(label.to_owned(), dims);
+            }
         }
     }
-    Ok(())
+    Ok(shapes)
+}
+
+/// A graph's inputs by name, with the shapes that were given.
+pub(super) fn named(proto: &ModelProto, input_shapes: &[&[usize]]) -> Arc<[TensorSpec]> {
+    let Some(graph) = &proto.graph else { return Arc::default() };
+    let constant = |name: &str| graph.initializer.iter().any(|tensor| tensor.name == name);
+    let inputs = graph.input.iter().map(|input| &input.name).filter(|name| !constant(name)).zip(input_shapes);
+    inputs.map(|(name, shape)| TensorSpec { name: name.clone(), shape: shape.to_vec() }).collect()
 }
 
 fn specs(model: &TypedModel, outlets: &[OutletId]) -> TractResult<Arc<[TensorSpec]>> {
@@ -337,8 +368,18 @@ fn only_picks_values(node: &TypedNode) -> bool {
     node.op_is::<MaxPool>() || node.op_is::<AxisOp>() || node.op_is::<IntoShape>()
 }
 
+/// The shapes of a graph's inputs as it declares them, every dimension known.
+#[cfg(test)]
+pub(super) fn declared(proto: &ModelProto) -> Vec<Vec<usize>> {
+    let graph = tract_onnx::onnx().model_for_proto_model(proto).unwrap();
+    let fact = |outlet: &OutletId| graph.outlet_fact(*outlet).unwrap().shape.concretize().unwrap();
+    let sizes = |outlet| fact(outlet).iter().map(|dim| dim.to_usize().unwrap()).collect();
+    graph.input_outlets().unwrap().iter().map(sizes).collect()
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::Plan;
     use super::*;
 
     const MODEL: &[u8] = include_bytes!("../../tests/data/nn/qdq.onnx");
@@ -361,8 +402,8 @@ mod tests {
     fn fused_results_are_those_of_onnx_runtime_but_for_roundings_on_the_edge() {
         let golden = golden();
         let (plan, outputs) = run(Engine::Fused, &golden[..INPUT]);
-        assert_eq!(plan.outputs[0].shape, [1, 24, 8, 8]);
-        assert_eq!(plan.outputs[1].name, "b");
+        assert_eq!(plan.outputs()[0].shape, [1, 24, 8, 8]);
+        assert_eq!(plan.outputs()[1].name, "b");
         let expected = [&golden[INPUT..INPUT + FIRST], &golden[INPUT + FIRST..]];
         for (output, expected) in outputs.iter().zip(expected) {
             let span = expected.iter().copied().fold(0.0_f32, f32::max);

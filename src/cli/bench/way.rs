@@ -12,6 +12,7 @@ use crate::daemon::{Daemon, Parts, system};
 use crate::frame::Frame;
 use crate::mqtt::broker::Broker;
 use crate::mqtt::{Published, Tap};
+use crate::nn::Settings;
 use crate::pool::Pool;
 
 const FPS: u32 = 30;
@@ -47,10 +48,10 @@ impl Source for Camera {
     }
 }
 
-pub(super) fn measure(clip: OnePerson, budget: Duration) -> Result<WayTime, BenchError> {
+pub(super) fn measure(clip: OnePerson, budget: Duration, nn: Settings) -> Result<WayTime, BenchError> {
     let broker = Broker::start(0)?;
     let latencies = Arc::new(Mutex::new(Vec::new()));
-    let mut daemon = Daemon::start(config(&broker), parts(clip, &latencies))?;
+    let mut daemon = Daemon::start(config(&broker, nn), parts(clip, &latencies))?;
     watch(&mut daemon, WARM_UP)?;
     latencies.lock().unwrap_or_else(PoisonError::into_inner).clear();
     let telemetry = Arc::clone(daemon.telemetry());
@@ -78,7 +79,7 @@ pub(super) fn measure(clip: OnePerson, budget: Duration) -> Result<WayTime, Benc
 }
 
 /// Ten samples a second, so that latencies are many.
-fn config(broker: &Broker) -> Config {
+fn config(broker: &Broker, nn: Settings) -> Config {
     Config {
         mqtt: Some(MqttConfig {
             host: broker.address().ip().to_string(),
@@ -86,6 +87,7 @@ fn config(broker: &Broker) -> Config {
             ..MqttConfig::default()
         }),
         report: ReportConfig { sample_every: Some(Duration::from_millis(100)), ..ReportConfig::default() },
+        nn,
         ..Config::default()
     }
 }
