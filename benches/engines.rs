@@ -221,7 +221,9 @@ fn contenders(graph: &Graph, input: &[f32]) -> Vec<Contender> {
         Box::new(Own { network, input: input.to_vec(), outputs: vec![] })
     };
     let two = NonZeroUsize::MIN.saturating_add(1);
-    for (engine, threads, clock) in [(OURS, NonZeroUsize::MIN, Clock::Cpu), ("int8, 2 threads (wall)", two, Clock::Wall)] {
+    for (engine, threads, clock) in
+        [(OURS, NonZeroUsize::MIN, Clock::Cpu), ("int8, 2 threads (wall)", two, Clock::Wall)]
+    {
         let network = ours(&files.quantised, shape, threads);
         add(engine, clock, network.map(|network| Some(own(network))).map_err(Failure::from));
     }

@@ -13,7 +13,7 @@ use crate::expression::derl::{Derl, DerlModel};
 use crate::face::detect::{DetectOptions, Detector, DetectorModel};
 use crate::frame::RgbImage;
 use crate::models::{Bundle, Task};
-use crate::nn::Plan;
+use crate::nn::{Plan, Settings};
 
 /// Bundles in place of the built-in ones.
 #[derive(Clone, Debug, Default, Args)]
@@ -130,8 +130,9 @@ impl std::fmt::Display for Int8 {
 /// Lists or verifies.
 ///
 /// # Errors
-/// [`Failure`], exit 1, where a bundle is refused; every bundle is looked at all the same.
+/// [`Failure`], exit 1, where a bundle is refused; every bundle is looked at all the same. Exit 2 where the environment names no kernels.
 pub fn run(args: &ModelsArgs) -> Result<(), Failure> {
+    let nn = settings()?;
     let (paths, verify) = match &args.command {
         ModelsCommand::List(paths) => (paths, false),
         ModelsCommand::Verify(paths) => (paths, true),
@@ -145,7 +146,7 @@ pub fn run(args: &ModelsArgs) -> Result<(), Failure> {
     for (origin, bundle) in bundles {
         let bundle = bundle.map_err(Failure::failed);
         let tried = match &bundle {
-            Ok(bundle) => try_out(bundle, verify),
+            Ok(bundle) => try_out(bundle, nn, verify),
             Err(_) => Ok(None),
         };
         let error = bundle.as_ref().err().or(tried.as_ref().err());
@@ -221,11 +222,11 @@ fn print(line: &Line<'_>, json: bool) -> io::Result<()> {
 const CANVAS_PX: (usize, usize) = (320, 256);
 
 /// Prepares the network, runs it once where it is to be verified, and says what of it runs in int8.
-fn try_out(bundle: &Bundle, verify: bool) -> Result<Option<Int8>, Failure> {
+fn try_out(bundle: &Bundle, nn: Settings, verify: bool) -> Result<Option<Int8>, Failure> {
     let grey = RgbImage { width_px: 128, height_px: 128, data: vec![128; 3 * 128 * 128] };
     match bundle.manifest().task {
         Task::Detector => {
-            let model = DetectorModel::new(bundle.clone(), settings()?).map_err(Failure::failed)?;
+            let model = DetectorModel::new(bundle.clone(), nn).map_err(Failure::failed)?;
             if verify {
                 let mut detector = Detector::new(&model, DetectOptions::still(&model));
                 detector.detect(&grey, &mut Vec::new()).map_err(Failure::failed)?;
@@ -233,7 +234,7 @@ fn try_out(bundle: &Bundle, verify: bool) -> Result<Option<Int8>, Failure> {
             Ok(Int8::of(&model.plan(CANVAS_PX.0, CANVAS_PX.1).map_err(Failure::failed)?))
         }
         Task::Derl => {
-            let model = DerlModel::new(bundle.clone(), settings()?).map_err(Failure::failed)?;
+            let model = DerlModel::new(bundle.clone(), nn).map_err(Failure::failed)?;
             if verify {
                 let mut derl = Derl::new(&model).map_err(Failure::failed)?;
                 derl.read_crop(&grey, &mut Reading::default()).map_err(Failure::failed)?;

@@ -695,6 +695,23 @@ mod tests {
     }
 
     #[test]
+    fn threads_and_kernels_of_the_networks_are_read() {
+        let environment = [(KERNELS_VARIABLE.to_string(), "scalar".to_string())];
+        let table = "[nn]\nthreads = 3".parse().unwrap();
+        let config = Config::from_table(table, environment).unwrap();
+        assert_eq!((config.nn.threads.get(), config.nn.isa.name()), (3, "scalar"));
+        assert_eq!(faults("[nn]\nthreads = 0"), ["nn.threads = 0: takes 1 to 64"]);
+    }
+
+    #[test]
+    fn kernels_that_there_are_not_are_told_with_those_that_there_are() {
+        let environment = [(KERNELS_VARIABLE.to_string(), "fastest".to_string())];
+        let error = Config::from_table(Table::new(), environment).unwrap_err().to_string();
+        assert!(error.starts_with("VISAGED_INT8_ISA = fastest: there are no kernels called"), "{error}");
+        assert!(error.contains("scalar"), "{error}");
+    }
+
+    #[test]
     fn a_misspelt_override_is_an_error_too() {
         let environment = [("VISAGED_MQTT__PROT".to_string(), "1".to_string())];
         let result = Config::from_table(Table::new(), environment);

@@ -36,7 +36,7 @@ use crate::mirror::web::{self, Page, Server, WebError};
 use crate::mirror::{Hub, Status as HubStatus};
 use crate::models::{Bundle, BundleError, Task};
 use crate::mqtt::{self, Client, MemorySpool, Status, Tap, Topics};
-use crate::nn::Settings;
+use crate::nn;
 use crate::pool::Pool;
 use crate::report::{Boot, Event, Moment, Reporter};
 use crate::telemetry::Telemetry;
@@ -71,7 +71,7 @@ impl Models {
     ///
     /// # Errors
     /// [`StartError`] naming the bundle and what is wrong with it.
-    pub fn load(config: &ModelsConfig, nn: Settings) -> Result<Self, StartError> {
+    pub fn load(config: &ModelsConfig, nn: nn::Settings) -> Result<Self, StartError> {
         let detector = Bundle::load(Task::Detector, config.detector.as_deref())?;
         let derl = Bundle::load(Task::Derl, config.derl.as_deref())?;
         Ok(Self { detector: DetectorModel::new(detector, nn)?, derl: DerlModel::new(derl, nn)? })

@@ -115,7 +115,7 @@ impl EvalOp for Ready {
 
 impl TypedOp for Ready {
     fn output_facts(&self, _: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
-        Ok(self.shared.outputs.iter().map(|dims| f32::fact(dims)).collect())
+        Ok(self.shared.outputs.iter().map(f32::fact).collect())
     }
 
     as_op!();

@@ -10,8 +10,24 @@ fn read(path: impl AsRef<std::path::Path>) -> Vec<u8> {
     std::fs::read(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
-/// Every graph of the layers: its name, the file, the shapes of its inputs, its inputs' and outputs' values.
-fn layers() -> Vec<(String, Vec<u8>, Vec<Vec<usize>>, Vec<f32>)> {
+/// A graph of one layer or a few.
+struct Example {
+    name: String,
+    model: Vec<u8>,
+    /// Of its inputs.
+    shapes: Vec<Vec<usize>>,
+    /// Its inputs' and then its outputs', as ONNX Runtime gives them.
+    values: Vec<f32>,
+}
+
+impl Example {
+    fn plan(&self, settings: impl Into<Settings>) -> Plan {
+        let shapes: Vec<&[usize]> = self.shapes.iter().map(Vec::as_slice).collect();
+        Plan::prepare(&self.model, &shapes, settings).unwrap()
+    }
+}
+
+fn layers() -> Vec<Example> {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(LAYERS);
     let names = std::fs::read_dir(folder)
         .unwrap()
@@ -25,7 +41,7 @@ fn layers() -> Vec<(String, Vec<u8>, Vec<Vec<usize>>, Vec<f32>)> {
             let values = read(format!("{LAYERS}/{name}.f32"));
             let values = values.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
             let shapes = tract::declared(&tract::read(&model).unwrap());
-            (name, model, shapes, values)
+            Example { name, model, shapes, values }
         })
         .collect()
 }
@@ -45,10 +61,9 @@ fn left(plan: &Plan) -> Vec<String> {
 fn every_layer_gives_what_onnx_runtime_gives_but_for_a_step_now_and_then() {
     let layers = layers();
     assert!(layers.len() > 90, "{}", layers.len());
-    for (name, model, shapes, values) in layers {
-        let shapes: Vec<&[usize]> = shapes.iter().map(Vec::as_slice).collect();
-        let plan = Plan::prepare(&model, &shapes, Engine::Int8).unwrap();
-        let mut rest = &values[..];
+    for example in layers {
+        let (plan, name) = (example.plan(Engine::Int8), &example.name);
+        let mut rest = &example.values[..];
         let mut next = |count: usize| {
             let (front, back) = rest.split_at(count);
             rest = back;
@@ -72,9 +87,8 @@ fn every_layer_gives_what_onnx_runtime_gives_but_for_a_step_now_and_then() {
 
 #[test]
 fn of_the_layers_only_those_are_left_that_no_kernel_has() {
-    for (name, model, shapes, _) in layers() {
-        let shapes: Vec<&[usize]> = shapes.iter().map(Vec::as_slice).collect();
-        let plan = Plan::prepare(&model, &shapes, Engine::Int8).unwrap();
+    for example in layers() {
+        let (plan, name) = (example.plan(Engine::Int8), &example.name);
         let expected: &[&str] = match name.as_str() {
             "block_float_middle" => &["Softmax"],
             "block_two_outputs" | "conv_sigmoid" => &["Sigmoid"],
@@ -88,21 +102,20 @@ fn of_the_layers_only_those_are_left_that_no_kernel_has() {
 
 #[test]
 fn every_set_of_kernels_gives_the_same_bits_on_every_layer() {
-    for (name, model, shapes, values) in layers() {
-        let shapes: Vec<&[usize]> = shapes.iter().map(Vec::as_slice).collect();
+    for example in layers() {
         let mut first: Option<Vec<Vec<f32>>> = None;
         for isa in Isa::available() {
-            let plan = Plan::prepare(&model, &shapes, Settings { isa, ..Settings::default() }).unwrap();
+            let plan = example.plan(Settings { isa, ..Settings::default() });
             let mut at = 0;
             let input = |spec: &TensorSpec| {
                 let start = at;
                 at += spec.shape.iter().product::<usize>();
-                &values[start..at]
+                &example.values[start..at]
             };
             let inputs: Vec<&[f32]> = plan.inputs().iter().map(input).collect();
             let outputs = run(&plan, &inputs);
             let expected = first.get_or_insert_with(|| outputs.clone());
-            assert_eq!(*expected, outputs, "{name} on {}", isa.name());
+            assert_eq!(*expected, outputs, "{} on {}", example.name, isa.name());
         }
     }
 }
@@ -198,7 +211,7 @@ fn files_with_random_bytes_are_prepared_or_refused_by_the_whole_engine() {
     };
     let (mut taken, mut refused) = (0, 0);
     for i in 0..400 {
-        let (_, model, shapes, values) = &layers[i % layers.len()];
+        let Example { model, shapes, values, .. } = &layers[i % layers.len()];
         let mut model = model.clone();
         for _ in 0..1 + i % 3 {
             let at = next() % model.len();

@@ -7,7 +7,7 @@ use crate::models::Task;
 
 fn model() -> DerlModel {
     static MODEL: std::sync::OnceLock<DerlModel> = std::sync::OnceLock::new();
-    MODEL.get_or_init(|| DerlModel::new(Bundle::load(Task::Derl, None).unwrap(), Engine::Int8).unwrap()).clone()
+    MODEL.get_or_init(|| DerlModel::new(Bundle::load(Task::Derl, None).unwrap(), Settings::default()).unwrap()).clone()
 }
 
 fn check(reading: &Reading) {
@@ -31,7 +31,7 @@ fn fixture(name: &str) -> RgbImage {
 /// Through detection and alignment, as a frame goes.
 fn read(name: &str) -> Reading {
     let picture = fixture(name);
-    let detector = DetectorModel::new(Bundle::load(Task::Detector, None).unwrap(), Engine::Int8).unwrap();
+    let detector = DetectorModel::new(Bundle::load(Task::Detector, None).unwrap(), Settings::default()).unwrap();
     let mut faces = Vec::new();
     Detector::new(&detector, DetectOptions::still(&detector)).detect(&picture, &mut faces).unwrap();
     let (mut aligned, mut reading) = (AlignedFace::default(), Reading::default());

@@ -3,7 +3,7 @@ use crate::models::Task;
 
 fn model() -> DetectorModel {
     static MODEL: std::sync::OnceLock<DetectorModel> = std::sync::OnceLock::new();
-    let make = || DetectorModel::new(Bundle::load(Task::Detector, None).unwrap(), Engine::Int8).unwrap();
+    let make = || DetectorModel::new(Bundle::load(Task::Detector, None).unwrap(), Settings::default()).unwrap();
     MODEL.get_or_init(make).clone()
 }
 

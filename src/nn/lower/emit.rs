@@ -3,7 +3,9 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use visaged_int8::graph::{Builder, Conv, ConvTranspose, Function, GraphError, Out, Pooling, Quant, Shape, TensorId};
+use visaged_int8::graph::{
+    Builder, Conv, ConvTranspose, Function, GraphError, Out, Padding, Pooling, Quant, Shape, TensorId,
+};
 use visaged_int8::kernels::{BLOCK, QUAD};
 
 use super::function::{Unary, apply, fused, is_one, without_saturation};
@@ -143,6 +145,7 @@ impl<'a> Lowerer<'a, '_> {
         let (scales, bias, chain) = absorbed(conv, bias, &expr.chain);
         let function = function_of(&chain, &expr.base, want)?;
         let (weight_scales, bias) = integer_bias(conv, scales, &bias, from)?;
+        self.spend_halo(conv, input)?;
         let input = self.carry(input, expr.segment)?;
         let Convolution { kernel, stride, dilation, padding, groups, channels, .. } = *conv;
         let taken = conv.weights.len() / (channels / groups).max(1) / groups.max(1);
@@ -157,6 +160,19 @@ impl<'a> Lowerer<'a, '_> {
                 Conv { kernel, stride, dilation, padding, groups, channels, weights, weight_scales, bias, function };
             builder.conv(name, input, conv, want.out())
         })
+    }
+
+    /// A picture lies in memory with its padding around it.
+    fn spend_halo(&mut self, conv: &Convolution, input: Ref) -> Result<(), Stop> {
+        let Shape { height, width, channels } = self.drafts[input.segment].builder.shape(input.tensor);
+        let Padding { top, left, bottom, right } = conv.padding;
+        // A transposed convolution's padding is cut off; its kernel reaches over the border instead.
+        let (rows, columns) =
+            if conv.transposed { (2 * conv.kernel.0, 2 * conv.kernel.1) } else { (top + bottom, left + right) };
+        let size = (height + rows).saturating_mul(width + columns).saturating_mul(channels);
+        let model = self.model;
+        let name = &model.nodes[self.current].name;
+        spend(&mut self.bytes_left, super::MOST_BYTES, size, "bytes in all its tensors:", name)
     }
 
     fn make_concat(&mut self, expr: &Expr, inputs: &[ExprId], want: Want) -> Result<Ref, Stop> {
@@ -200,8 +216,9 @@ impl<'a> Lowerer<'a, '_> {
         let tensor = layer(builder, name).map_err(|error| {
             if is_ours(&error.refusal) { Stop::Left(error.refusal.to_string()) } else { Stop::Bad(refused(error)) }
         })?;
-        let len = builder.shape(tensor).len();
-        spend(&mut self.values_left, super::MOST_VALUES, len, "values in all its tensors:", name)?;
+        // Counted as bytes.
+        let len = builder.shape(tensor).len() * if builder.out(tensor) == Out::F32 { 4 } else { 1 };
+        spend(&mut self.bytes_left, super::MOST_BYTES, len, "bytes in all its tensors:", name)?;
         self.note(nodes, name);
         Ok(Ref { segment, tensor })
     }
@@ -251,7 +268,7 @@ impl<'a> Lowerer<'a, '_> {
         order: &visaged_int8::graph::Order,
         quant: Quant,
     ) -> Result<TensorId, Stop> {
-        spend(&mut self.values_left, super::MOST_VALUES, shape.len(), "values in all its tensors:", &port.name)?;
+        spend(&mut self.bytes_left, super::MOST_BYTES, shape.len(), "bytes in all its tensors:", &port.name)?;
         let draft = self.draft(segment);
         let tensor = draft.builder.input(&port.name, shape, *order, quant).map_err(refused)?;
         draft.inputs.push(port);

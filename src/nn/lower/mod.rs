@@ -6,7 +6,7 @@
 //! its inputs are asked for as real numbers. Everything behind a node that was left belongs to a later segment than everything before it, so
 //! segments never wait for one another in a circle.
 //!
-//! Invariants: nothing in a file is believed (see [`ModelError`]); memory is bounded by [`MOST_VALUES`] and [`MOST_CONSTANTS`]
+//! Invariants: nothing in a file is believed (see [`ModelError`]); memory is bounded by [`MOST_BYTES`] and [`MOST_CONSTANTS`]
 //! whatever a file says; the same graph gives the same segments. Knows ONNX and the int8 engine's description of
 //! networks, no engine that runs graphs.
 
@@ -33,8 +33,8 @@ use self::model::{Constant, Model};
 pub use self::model::{Fault, ModelError, Place};
 use self::view::View;
 
-/// Values in all tensors of the lowered layers together, at most.
-pub const MOST_VALUES: u128 = 1 << 28;
+/// Bytes of all tensors of the lowered layers together, padding included, at most.
+pub const MOST_BYTES: u128 = 1 << 28;
 /// Bytes of weights and tables of the lowered layers together, at most, as they are packed.
 pub const MOST_CONSTANTS: u128 = 1 << 27;
 /// Functions in one chain, at most.
@@ -328,6 +328,9 @@ enum Pick {
     DepthToSpace(usize, DepthOrder),
 }
 
+/// A grid by its bits, or real numbers.
+type Grid = Option<(u32, u8)>;
+
 /// What something is asked for as.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Want {
@@ -343,7 +346,7 @@ impl Want {
         }
     }
 
-    fn key(self) -> Option<(u32, u8)> {
+    fn key(self) -> Grid {
         match self {
             Self::Bytes(quant) => Some((quant.scale().to_bits(), quant.zero_point())),
             Self::Real => None,
@@ -369,12 +372,12 @@ struct Lowerer<'a, 'b> {
     values: HashMap<&'a str, Value>,
     exprs: Vec<Rc<Expr>>,
     of_bytes: HashMap<Ref, ExprId>,
-    made: HashMap<(ExprId, Option<(u32, u8)>), Ref>,
+    made: HashMap<(ExprId, Grid), Ref>,
     drafts: Vec<Draft>,
     /// Names that exist as real numbers outside of the segments, and the first segment that can take each.
     foreign: HashMap<&'a str, usize>,
     /// Real numbers from outside, by name and grid.
-    taken: HashMap<(&'a str, Option<(u32, u8)>), Ref>,
+    taken: HashMap<(&'a str, Grid), Ref>,
     /// Tensors that have gone from one segment to another.
     carried: HashMap<(Ref, usize), Ref>,
     /// Nodes that are left, with the reason.
@@ -386,7 +389,7 @@ struct Lowerer<'a, 'b> {
     layers: HashMap<usize, String>,
     /// The node being read.
     current: usize,
-    values_left: u128,
+    bytes_left: u128,
     constants_left: u128,
 }
 
@@ -414,7 +417,7 @@ impl<'a, 'b> Lowerer<'a, 'b> {
             requantised: Vec::new(),
             layers: HashMap::new(),
             current: 0,
-            values_left: MOST_VALUES,
+            bytes_left: MOST_BYTES,
             constants_left: MOST_CONSTANTS,
         }
     }

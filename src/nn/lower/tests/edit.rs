@@ -115,7 +115,7 @@ pub(crate) fn edit(model: &mut ModelProto, dice: &mut Dice<'_>) {
             graph.node.remove(at);
         }
         6 => double(graph, dice),
-        7 | 8 | 9 => {
+        7..=9 => {
             let at = dice.below(graph.initializer.len());
             if let Some(tensor) = graph.initializer.get_mut(at) {
                 edit_tensor(tensor, dice);

@@ -104,7 +104,7 @@ fn a_missing_scale_is_refused_by_name() {
 
 #[test]
 fn truncated_and_overlong_data_are_refused_by_name() {
-    let message = error(|net| drop(tensor(net, "c.w.bytes").raw_data.pop()));
+    let message = error(|net| tensor(net, "c.w.bytes").raw_data.truncate(107));
     assert_eq!(message, "tensor c.w.bytes: holds 107 bytes or values where its shape wants 108");
     let message = error(|net| tensor(net, "x.scale").raw_data.push(0));
     assert_eq!(message, "tensor x.scale: holds 5 bytes or values where its shape wants 4");
@@ -149,6 +149,18 @@ fn pads_strides_and_kernels_that_cannot_be_are_refused_by_name() {
 }
 
 #[test]
+fn reshapes_that_do_not_fit_are_refused_by_name() {
+    for wanted in [vec![1, 7], vec![-1, -1], vec![1, -5], vec![i64::MAX, i64::MAX], vec![1; 9], vec![0, 0, 0, 0, 0]] {
+        let message = error(|net| {
+            let shape = net.longs("shape", &wanted);
+            let flat = net.node("Reshape", &["c.dq", &shape], "flat", vec![]);
+            net.output(&flat);
+        });
+        assert!(message.starts_with("node Reshape to flat: [1, 4, 8, 8] does not become"), "{wanted:?}: {message}");
+    }
+}
+
+#[test]
 fn a_graph_that_would_take_too_much_memory_is_refused() {
     let message = error(|net| {
         let mut last = "c.dq".to_owned();
@@ -161,6 +173,20 @@ fn a_graph_that_would_take_too_much_memory_is_refused() {
         net.output(&last);
     });
     assert!(message.contains("the limit is"), "{message}");
+}
+
+#[test]
+fn padding_that_would_take_too_much_memory_is_refused() {
+    let mut net = Net::default();
+    let x = net.input("x", &[1, 2000, 1, 1]);
+    let x = net.pair(&x, 0.02, 128);
+    let weights = net.weights("w", &[1, 2000, 1, 1], 0);
+    let wide = vec![attribute("pads", &[1000; 4]), attribute("strides", &[1000, 1000])];
+    let c = net.node("Conv", &[&x, &weights], "c", wide);
+    let y = net.pair(&c, 0.05, 100);
+    net.output(&y);
+    let error = lower(&net.model(), &[&[1, 2000, 1, 1]], &mut |_| None).unwrap_err().to_string();
+    assert!(error.contains("bytes in all its tensors: 80080"), "{error}");
 }
 
 #[test]
