@@ -26,7 +26,7 @@
 //! | [`face`] | detection, tracking, alignment |
 //! | [`expression`] | de-expression, emotion, smoothing over time; knows no MQTT |
 //! | [`report`] | observations to events: the fixed JSON contract |
-//! | [`mqtt`] | topics, payloads, discovery, the client and its outbox; knows no pictures |
+//! | [`mqtt`] | topics, payloads, discovery, the client and its spool; knows no pictures |
 //! | [`mirror`] | what a person sees: the live page |
 //! | [`config`] | the one typed configuration |
 //! | [`telemetry`] | counters and latency histograms: Prometheus text and the telemetry payload |

@@ -104,6 +104,10 @@ pub struct Telemetry {
     pub stage_restarts: AtomicU64,
     /// Times the camera was lost.
     pub camera_losses: AtomicU64,
+    /// Events that wait for the broker.
+    pub events_waiting: AtomicU64,
+    /// Events given up.
+    pub events_lost: AtomicU64,
     stages: [StageTimes; Stage::ALL.len()],
     last_interval: Mutex<Mark>,
 }
@@ -146,6 +150,8 @@ impl Telemetry {
             faces_in_view: AtomicU64::new(0),
             stage_restarts: AtomicU64::new(0),
             camera_losses: AtomicU64::new(0),
+            events_waiting: AtomicU64::new(0),
+            events_lost: AtomicU64::new(0),
             stages: Default::default(),
             last_interval: Mutex::new(Mark { at: now, captured: 0, read: 0 }),
         }
@@ -234,18 +240,20 @@ impl Collector for Exposition {
             ("faces_read", "Faces read", &t.faces_read),
             ("stage_restarts", "Stages restarted after a panic", &t.stage_restarts),
             ("camera_losses", "Times the camera was lost", &t.camera_losses),
+            ("events_lost", "Events given up before the broker had them", &t.events_lost),
         ];
         for (name, help, value) in counters {
             let counter = ConstCounter::new(value.load(Ordering::Relaxed));
             counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
         }
-        let in_view = ConstGauge::new(t.faces_in_view.load(Ordering::Relaxed) as i64);
-        in_view.encode(encoder.encode_descriptor(
-            "faces_in_view",
-            "Faces now in view",
-            None,
-            in_view.metric_type(),
-        )?)?;
+        let gauges = [
+            ("faces_in_view", "Faces now in view", &t.faces_in_view),
+            ("events_waiting", "Events that wait for the broker", &t.events_waiting),
+        ];
+        for (name, help, value) in gauges {
+            let gauge = ConstGauge::new(value.load(Ordering::Relaxed) as i64);
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+        }
         self.encode_quantiles(&mut encoder)
     }
 }

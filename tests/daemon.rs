@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use visaged::capture::clip::Clip;
 use visaged::capture::{CaptureError, Source, Timing};
-use visaged::config::{Backoff, Config, MqttConfig, Pace, ReportConfig, WebConfig};
+use visaged::config::{Backoff, Config, MqttConfig, Pace, ReportConfig, SpoolConfig, WebConfig};
 use visaged::daemon::{Condition, Daemon, OpenSource, Parts, Progress};
 use visaged::frame::Frame;
 use visaged::mqtt::broker::Broker;
@@ -65,6 +65,7 @@ fn config(port: u16) -> Config {
             host: "127.0.0.1".into(),
             port,
             telemetry_every: Duration::from_secs(1),
+            spool: SpoolConfig::MEMORY,
             ..MqttConfig::default()
         }),
         report: ReportConfig {

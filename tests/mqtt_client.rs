@@ -15,7 +15,7 @@ use mqtt_support::{
 };
 use visaged::config::{ClientCertificate, DeviceConfig, HomeAssistantConfig, Login, MqttConfig, TlsConfig};
 use visaged::mqtt::{
-    Client, Info, Limits, Link, LinkErrorKind, MemorySpool, Setup, Sources, Spool, StartError, Status, Topics,
+    Client, Info, Limits, Link, LinkErrorKind, MemorySettings, Setup, Sources, Spool, StartError, Status, Topics,
     discovery, probe,
 };
 use visaged::report::{Event, EventBody, SummaryEvent};
@@ -86,7 +86,7 @@ fn only_events_that_waited_for_a_connection_are_historical() {
 }
 
 #[test]
-fn a_full_outbox_drops_the_oldest_and_says_how_many() {
+fn a_full_outbox_drops_the_oldest_and_says_how_many_and_which() {
     let mosquitto = Mosquitto::start();
     let recorder = Recorder::on(mosquitto.port);
     let gate = Gate::to(mosquitto.port, Mode::Shut);
@@ -99,6 +99,14 @@ fn a_full_outbox_drops_the_oldest_and_says_how_many() {
         seqs(messages).len() >= 5 && messages.iter().any(|m| m.topic == telemetry)
     });
     assert!(seqs(&messages).into_iter().eq(7..12));
+    let events_and_gaps: Vec<_> =
+        messages.iter().filter(|m| [topics().face(), topics().gap()].contains(&m.topic)).collect();
+    let gap = events_and_gaps[0];
+    assert_eq!(gap.topic, topics().gap(), "the gap comes where its events would have come");
+    mqtt_support::assert_keeps_to_its_schema(gap);
+    let gap = gap.json();
+    assert_eq!((gap["from"].as_u64(), gap["to"].as_u64(), gap["count"].as_u64()), (Some(0), Some(6), Some(7)));
+    assert_eq!((gap["reason"].as_str(), gap["boot"].as_str()), (Some("space"), Some(&*boot().to_string())));
     let telemetry = messages.iter().find(|m| m.topic == telemetry).unwrap().json();
     assert_eq!(telemetry["outbox"]["lost"], 7);
 }
@@ -127,6 +135,9 @@ fn an_event_larger_than_the_broker_takes_is_given_up_and_counted_and_the_next_ar
     assert!(messages.iter().all(|m| m.topic != summary));
     assert_eq!(client.handle().outbox().refused, 1);
     assert_eq!(client.handle().outbox().reconnects, 0);
+    let gap = recorder.wait("word of the large one", |messages| messages.iter().any(|m| m.topic == long.gap()));
+    let gap = gap.iter().find(|m| m.topic == long.gap()).unwrap().json();
+    assert_eq!((gap["from"].as_u64(), gap["to"].as_u64(), gap["reason"].as_str()), (Some(0), Some(0), Some("refused")));
 }
 
 #[test]
@@ -469,7 +480,7 @@ fn two_devices_of_one_name_are_told_so() {
 
 #[test]
 fn without_a_broker_the_same_status_and_newest_info_are_all_that_is_kept() {
-    let spool: Arc<dyn Spool> = Arc::new(MemorySpool::new(4));
+    let spool = Arc::new(Spool::in_memory(&MemorySettings { events: 4, max_age: None }));
     let client = Client::start(Setup { spool: Arc::clone(&spool), ..setup(config(free_port())) }).unwrap();
     wait_error(&client.handle());
     for round in 0..1000 {
@@ -477,5 +488,5 @@ fn without_a_broker_the_same_status_and_newest_info_are_all_that_is_kept() {
         client.handle().refresh_info();
         offer(&client.handle(), round..round + 1);
     }
-    assert_eq!((spool.depth(), spool.lost()), (4, 996));
+    assert_eq!((spool.depth(), spool.figures().lost_space), (4, 996));
 }

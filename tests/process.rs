@@ -126,8 +126,9 @@ fn a_missing_configuration_and_unknown_words_are_exit_2() {
 fn check_says_what_works_what_does_not_and_why() {
     let folder = tempfile::tempdir().unwrap();
     let port = free_port();
+    let spool = folder.path().join("state/spool");
     let text = format!(
-        "[camera]\ndevice = \"/dev/null\"\n[mqtt]\nhost = \"127.0.0.1\"\nport = {port}\n[web]\nenabled = true\nlisten = \"127.0.0.1:0\"\n"
+        "[camera]\ndevice = \"/dev/null\"\n[mqtt]\nhost = \"127.0.0.1\"\nport = {port}\n[mqtt.spool]\npath = {spool:?}\n[web]\nenabled = true\nlisten = \"127.0.0.1:0\"\n"
     );
     let file = write(folder.path(), "board.toml", &text);
     let output = run(&["check", "--json", "--config", &file]);
@@ -144,6 +145,67 @@ fn check_says_what_works_what_does_not_and_why() {
     assert!(of("camera")["detail"].as_str().unwrap().contains("not a camera"), "{}", of("camera"));
     assert_eq!(of("broker")["works"], false);
     assert!(of("broker")["detail"].as_str().unwrap().contains("is it running"), "{}", of("broker"));
+    assert_eq!(of("spool")["works"], true, "{}", of("spool"));
+    assert!(of("spool")["detail"].as_str().unwrap().contains("67.1 MB at most, room for"), "{}", of("spool"));
+    assert!(!folder.path().join("state").exists(), "a check changes nothing");
+}
+
+#[test]
+fn check_says_what_keeps_the_spool_from_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let in_the_way = write(folder.path(), "file", "");
+    let check = |spool: &str| {
+        let text = format!("[camera]\nsource = \"pattern\"\n[mqtt.spool]\n{spool}\n");
+        let file = write(folder.path(), "board.toml", &text);
+        let output = run(&["check", "--config", &file]);
+        assert_eq!(output.status.code(), Some(1));
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines().find(|line| line.contains("spool")).unwrap().to_owned()
+    };
+    let said = check(&format!("path = \"{in_the_way}/spool\""));
+    assert!(said.starts_with("FAILS") && said.contains("file in the way"), "{said}");
+    // The most that can be asked for, on the smallest file system there is.
+    let said = check("path = \"/dev/spool\"\nmax_bytes = 68719476736");
+    assert!(said.starts_with("FAILS") && said.contains("ask for less"), "{said}");
+}
+
+#[test]
+fn two_daemons_on_one_spool_are_refused_with_exit_1_and_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let spool = folder.path().join("spool");
+    let text = format!(
+        "[camera]\nsource = \"pattern\"\n[mqtt]\nhost = \"127.0.0.1\"\nport = {port}\n[mqtt.spool]\npath = {spool:?}\n"
+    );
+    let file = write(folder.path(), "run.toml", &text);
+    let mut first = visaged().args(["run", "--config", &file]).stderr(Stdio::piped()).spawn().unwrap();
+    read_until(&mut BufReader::new(first.stderr.take().unwrap()), "frames come");
+    let second = run(&["run", "--config", &file]);
+    assert_eq!(second.status.code(), Some(1));
+    let said = stderr(&second);
+    assert!(said.contains("another process") && said.contains("mqtt.spool.path"), "{said}");
+    signal(&first, libc::SIGTERM);
+    assert!(wait(&mut first).success());
+}
+
+#[test]
+fn a_spool_that_cannot_be_used_makes_the_daemon_degraded_and_no_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let in_the_way = write(folder.path(), "file", "");
+    let socket_path = folder.path().join("notify");
+    let socket = UnixDatagram::bind(&socket_path).unwrap();
+    let text =
+        format!("[camera]\nsource = \"pattern\"\n[mqtt]\nport = 1\n[mqtt.spool]\npath = \"{in_the_way}/spool\"\n");
+    let file = write(folder.path(), "run.toml", &text);
+    let mut command = visaged();
+    command.args(["run", "--config", &file]).env("NOTIFY_SOCKET", &socket_path);
+    let mut child = command.stderr(Stdio::null()).spawn().unwrap();
+    let said = told(&socket, |all| all.contains("STATUS=degraded: spool "));
+    assert!(said.contains("Not a directory"), "{said}");
+    std::fs::remove_file(&in_the_way).unwrap();
+    told(&socket, |all| all.contains("STATUS=online"));
+    signal(&child, libc::SIGTERM);
+    assert!(wait(&mut child).success());
 }
 
 #[test]

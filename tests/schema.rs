@@ -12,7 +12,10 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 use visaged::expression::Emotion;
 use visaged::frame::CaptureTime;
-use visaged::mqtt::payload::{InfoSchema, LatencyTelemetry, ModelInfo, OutboxTelemetry, TelemetrySchema, schemas};
+use visaged::mqtt::payload::{
+    GapPayload, InfoSchema, LatencyTelemetry, ModelInfo, OutboxTelemetry, TelemetrySchema, schemas,
+};
+use visaged::mqtt::spool::{Gap, LossReason};
 use visaged::mqtt::{Info, Status, Telemetry};
 use visaged::report::{Boot, Event, EventBody, FaceEvent, FaceEventKind, Moment, Sending, SummaryEvent};
 
@@ -136,6 +139,10 @@ fn every_kind_of_payload_keeps_to_its_schema() {
     }
     assert_valid("info", &info());
     assert_valid("telemetry", &telemetry());
+    for reason in [LossReason::Space, LossReason::Age, LossReason::Storage, LossReason::Refused] {
+        let gap = Gap { boot: boot(), from: 3, to: 9, count: 5, reason, time: moment() };
+        assert_valid("gap", &GapPayload::new("mirror-1", &gap));
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::Failure;
 use crate::capture::{self, v4l2};
-use crate::config::{Config, LogFormat, MqttConfig, Pace, SourceConfig};
+use crate::config::{Config, LogFormat, MqttConfig, Pace, SourceConfig, SpoolStorage};
 use crate::daemon::Models;
 use crate::frame::Converter;
 use crate::mqtt::{self, Topics};
@@ -67,6 +67,10 @@ pub fn run(args: &CheckArgs) -> Result<(), Failure> {
     findings.push(match &config.mqtt {
         Some(mqtt) => Finding::of("broker", broker(&config, mqtt)),
         None => Finding::off("broker", "mqtt.enabled is false: nothing is published"),
+    });
+    findings.push(match &config.mqtt {
+        Some(mqtt) => Finding::of("spool", spool(mqtt)),
+        None => Finding::off("spool", "mqtt.enabled is false: nothing waits"),
     });
     findings.push(listener("web", "the live page", config.web.as_ref().map(|web| web.listen)));
     findings.push(listener("metrics", "Prometheus metrics", config.metrics));
@@ -160,6 +164,53 @@ fn broker(config: &Config, mqtt: &MqttConfig) -> Result<String, String> {
     mqtt::probe(mqtt, &topics, PATIENCE).map_err(|error| error.to_string())?;
     let tls = if mqtt.tls.is_some() { " over TLS" } else { "" };
     Ok(format!("{}:{}{tls} takes us in; events go to {}", mqtt.host, mqtt.port, topics.face()))
+}
+
+/// Whether this user could write the spool, and whether there is room for it; nothing is made or opened.
+fn spool(mqtt: &MqttConfig) -> Result<String, String> {
+    let SpoolStorage::Disk { path, max_bytes, sync_every, sync_events } = &mqtt.spool.storage else {
+        return Ok(format!("in memory: {} events at most, and a restart loses them", mqtt.queue_events));
+    };
+    let key = format!("mqtt.spool.path = \"{}\"", path.display());
+    let there = nearest(path).map_err(|error| format!("{key}: {error}: name a folder that this user may write"))?;
+    rustix::fs::access(there, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK).map_err(|error| {
+        format!("{key}: {}: {error}: let this user write there, or name another folder", there.display())
+    })?;
+    let system = rustix::fs::statvfs(there).map_err(|error| format!("{key}: {error}"))?;
+    let room = system.f_bavail.saturating_mul(system.f_frsize).saturating_add(held(path));
+    if room < *max_bytes {
+        return Err(format!(
+            "{key}: room for {:.1} MB where mqtt.spool.max_bytes asks for {:.1}: free some, or ask for less",
+            megabytes(room),
+            megabytes(*max_bytes)
+        ));
+    }
+    Ok(format!(
+        "{}: {:.1} MB at most, room for {:.1}; a power cut loses {} s or {sync_events} events that the broker does not have",
+        path.display(),
+        megabytes(*max_bytes),
+        megabytes(room),
+        sync_every.as_secs_f64()
+    ))
+}
+
+/// The folder itself, or the one that it would be made in.
+fn nearest(path: &Path) -> std::io::Result<&Path> {
+    let there = path.ancestors().find(|folder| folder.exists()).unwrap_or(path);
+    match there.metadata()?.is_dir() {
+        true => Ok(there),
+        false => Err(std::io::Error::new(std::io::ErrorKind::NotADirectory, "there is a file in the way")),
+    }
+}
+
+/// Bytes of the disk that the spool has already.
+fn held(path: &Path) -> u64 {
+    let files = std::fs::read_dir(path).into_iter().flatten().flatten();
+    files.filter_map(|file| file.metadata().ok()).map(|file| file.len()).sum()
+}
+
+fn megabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
 }
 
 fn listener(part: &'static str, what: &str, listen: Option<SocketAddr>) -> Finding {

@@ -12,7 +12,9 @@ use super::drive::drive;
 use super::logging;
 use super::{Failure, settings};
 use crate::capture::clip::Clip;
-use crate::config::{Config, DeviceConfig, LogConfig, LogFormat, MqttConfig, Pace, ReportConfig, WebConfig};
+use crate::config::{
+    Config, DeviceConfig, LogConfig, LogFormat, MqttConfig, Pace, ReportConfig, SpoolConfig, WebConfig,
+};
 use crate::daemon::{Daemon, OpenSource, Parts, StartError};
 use crate::mirror::web::WebError;
 use crate::mqtt::broker::Broker;
@@ -93,6 +95,7 @@ fn config(broker: &Broker, page: Option<SocketAddr>, nn: Settings) -> Config {
             host: broker.address().ip().to_string(),
             port: broker.address().port(),
             telemetry_every: Duration::from_secs(5),
+            spool: SpoolConfig::MEMORY,
             ..MqttConfig::default()
         }),
         report: ReportConfig { summary_every: Some(Duration::from_secs(10)), ..ReportConfig::default() },

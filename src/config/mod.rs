@@ -170,12 +170,41 @@ pub struct MqttConfig {
     pub keep_alive: Duration,
     /// First and largest wait between attempts to connect.
     pub reconnect_backoff: Backoff,
-    /// Events held in memory while the broker is away; beyond it the oldest is dropped and counted.
+    /// Events held in memory: all that wait, or those that are not on disk yet; beyond it the oldest is lost, and declared.
     pub queue_events: usize,
+    /// Where events wait for the broker.
+    pub spool: SpoolConfig,
     /// Time between `telemetry` messages.
     pub telemetry_every: Duration,
     /// Home Assistant discovery; `None` where it is off.
     pub home_assistant: Option<HomeAssistantConfig>,
+}
+
+/// `[mqtt.spool]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct SpoolConfig {
+    /// Where events wait.
+    pub storage: SpoolStorage,
+    /// An event that has waited for longer is given up, and declared lost; `None`: never.
+    pub max_age: Option<Duration>,
+}
+
+/// Where events wait for the broker.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SpoolStorage {
+    /// Until the process ends.
+    Memory,
+    /// Over restarts and power cuts.
+    Disk {
+        /// Folder; made where it is not there.
+        path: PathBuf,
+        /// What the file in it may take; beyond it the oldest event is given up, and declared lost.
+        max_bytes: u64,
+        /// An event that the broker does not have by then is written; a power cut loses what is younger.
+        sync_every: Duration,
+        /// ... or as soon as so many wait to be written.
+        sync_events: usize,
+    },
 }
 
 /// `[mqtt.tls]`
@@ -323,6 +352,25 @@ impl Default for ReportConfig {
     }
 }
 
+impl Default for SpoolConfig {
+    fn default() -> Self {
+        Self {
+            storage: SpoolStorage::Disk {
+                path: "/var/lib/visaged/spool".into(),
+                max_bytes: 64 << 20,
+                sync_every: Duration::from_secs(1),
+                sync_events: 64,
+            },
+            max_age: Some(Duration::from_secs(7 * 24 * 3600)),
+        }
+    }
+}
+
+impl SpoolConfig {
+    /// Nothing on disk, and nothing given up for its age.
+    pub const MEMORY: Self = Self { storage: SpoolStorage::Memory, max_age: None };
+}
+
 impl Default for MqttConfig {
     fn default() -> Self {
         Self {
@@ -333,6 +381,7 @@ impl Default for MqttConfig {
             keep_alive: Duration::from_secs(30),
             reconnect_backoff: Backoff { first: Duration::from_millis(500), longest: Duration::from_secs(30) },
             queue_events: 10_000,
+            spool: SpoolConfig::default(),
             telemetry_every: Duration::from_secs(10),
             home_assistant: None,
         }

@@ -14,7 +14,8 @@ use toml::{Table, Value};
 
 use super::{
     Backoff, CameraConfig, ClientCertificate, Config, DeviceConfig, ExpressionConfig, FacesConfig, HomeAssistantConfig,
-    LogConfig, LogFormat, Login, ModelsConfig, MqttConfig, Pace, ReportConfig, SourceConfig, TlsConfig, WebConfig,
+    LogConfig, LogFormat, Login, ModelsConfig, MqttConfig, Pace, ReportConfig, SourceConfig, SpoolConfig, SpoolStorage,
+    TlsConfig, WebConfig,
 };
 use crate::frame::PixelFormat;
 use crate::nn::{KERNELS_VARIABLE, Settings};
@@ -304,6 +305,7 @@ fn read_mqtt(mut s: Section<'_>) -> Option<MqttConfig> {
     let enabled = s.get("enabled", true, any);
     let tls = s.optional_section("tls").map(read_tls);
     let home_assistant = s.optional_section("home_assistant").and_then(read_home_assistant);
+    let spool = read_spool(s.section("spool"));
     let port = s.get("port", if tls.is_some() { 8883 } else { defaults.port }, |p| {
         if *p == 0 { Err("takes 1 to 65535".into()) } else { Ok(()) }
     });
@@ -321,11 +323,38 @@ fn read_mqtt(mut s: Section<'_>) -> Option<MqttConfig> {
         keep_alive: s.seconds("keep_alive_s", defaults.keep_alive, 1.0, 3600.0),
         reconnect_backoff: s.backoff("reconnect_first_s", "reconnect_longest_s", defaults.reconnect_backoff),
         queue_events: s.get("queue_events", defaults.queue_events, |n| within(1, 10_000_000)(&(*n as u32))),
+        spool,
         telemetry_every: s.seconds("telemetry_every_s", defaults.telemetry_every, 1.0, 86_400.0),
         home_assistant,
     };
     s.finish();
     enabled.then_some(mqtt)
+}
+
+fn read_spool(mut s: Section<'_>) -> SpoolConfig {
+    let defaults = SpoolConfig::default();
+    let kind = s.get("storage", "disk".to_string(), one_of(&["disk", "memory"]));
+    let storage = match (kind.as_str(), defaults.storage) {
+        ("disk", SpoolStorage::Disk { path, max_bytes, sync_every, sync_events }) => SpoolStorage::Disk {
+            path: s.get("path", path, |p: &PathBuf| match p.is_absolute() {
+                true => Ok(()),
+                false => Err("is the absolute path of a folder".into()),
+            }),
+            max_bytes: s.get("max_bytes", max_bytes, |n: &u64| match (1 << 20..=1 << 36).contains(n) {
+                true => Ok(()),
+                false => Err("takes bytes from 1048576 (1 MiB) to 68719476736 (64 GiB)".into()),
+            }),
+            sync_every: s.seconds("sync_every_s", sync_every, 0.05, 3600.0),
+            sync_events: s.get("sync_events", sync_events, |n| within(1, 1024)(&(*n as u32))),
+        },
+        _ => SpoolStorage::Memory,
+    };
+    for key in ["path", "max_bytes", "sync_every_s", "sync_events"] {
+        s.refuse(key, &format!("has no meaning where mqtt.spool.storage is \"{kind}\""));
+    }
+    let max_age = s.optional_seconds("max_age_s", defaults.max_age, 31_536_000.0);
+    s.finish();
+    SpoolConfig { storage, max_age }
 }
 
 fn read_login(s: &mut Section<'_>) -> Option<Login> {
@@ -601,6 +630,12 @@ impl FromToml for u32 {
     }
 }
 
+impl FromToml for u64 {
+    fn from_toml(value: Value) -> Result<Self, String> {
+        whole(&value)
+    }
+}
+
 impl FromToml for u16 {
     fn from_toml(value: Value) -> Result<Self, String> {
         whole(&value)
@@ -670,6 +705,17 @@ mod tests {
     fn a_misspelt_key_is_answered_with_the_right_one() {
         assert_eq!(faults("[mqtt]\nhots = \"a\"\n"), ["mqtt.hots: is unknown: did you mean host?"]);
         assert_eq!(faults("[camrea]\n"), ["camrea: is unknown: did you mean camera?"]);
+    }
+
+    #[test]
+    fn the_spool_is_on_disk_unless_memory_is_asked_for() {
+        let spool = |text: &str| parse(text).unwrap().mqtt.unwrap().spool;
+        assert_eq!(spool(""), SpoolConfig::default());
+        assert_eq!(spool("[mqtt.spool]\nstorage = \"memory\"\nmax_age_s = 0\n"), SpoolConfig::MEMORY);
+        let found = faults("[mqtt.spool]\npath = \"here\"\nmax_bytes = 1000\nsync_events = 0\nstroage = \"disk\"\n");
+        assert_eq!(found.len(), 4, "{found:?}");
+        let found = faults("[mqtt.spool]\nstorage = \"memory\"\nmax_bytes = 2000000\n");
+        assert_eq!(found, ["mqtt.spool.max_bytes = 2000000: has no meaning where mqtt.spool.storage is \"memory\""]);
     }
 
     #[test]

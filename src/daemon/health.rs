@@ -1,6 +1,6 @@
-//! How the daemon is: the camera's state and the stages' state, put into one status with a reason.
+//! How the daemon is: the state of camera, spool and stages, put into one status with a reason.
 //!
-//! Invariant: `Online` is said only while frames come and no stage has failed lately.
+//! Invariant: `Online` is said only while frames come, the spool does what is configured, and no stage has failed lately.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -88,13 +88,19 @@ impl CaptureHealth for CaptureReport<'_> {
     }
 }
 
-/// The condition at `now`.
-pub(super) fn condition(camera: &Arc<CameraHealth>, supervision: &Supervision, now: Instant) -> Condition {
+/// The condition at `now`; `spool` is what is wrong with the spool.
+pub(super) fn condition(
+    camera: &Arc<CameraHealth>,
+    spool: Option<String>,
+    supervision: &Supervision,
+    now: Instant,
+) -> Condition {
     if let Some(stage) = supervision.hung(now, HANG) {
         return Condition::Degraded(format!("stage {stage} hangs"));
     }
-    if let Some(complaint) = camera.complaint() {
-        return Condition::Degraded(complaint);
+    let complaints: Vec<String> = camera.complaint().into_iter().chain(spool).collect();
+    if !complaints.is_empty() {
+        return Condition::Degraded(complaints.join("; "));
     }
     match supervision.last_restart() {
         Some(restart) if now.saturating_duration_since(restart.at) < RESTART_SHOWN => {
@@ -113,11 +119,14 @@ mod tests {
     fn without_frames_the_daemon_is_degraded_and_says_why() {
         let (camera, supervision) = (Arc::new(CameraHealth::default()), Supervision::default());
         let now = Instant::now();
-        assert!(matches!(condition(&camera, &supervision, now), Condition::Degraded(_)));
+        let condition = |spool: Option<&str>| condition(&camera, spool.map(Into::into), &supervision, now);
+        assert!(matches!(condition(None), Condition::Degraded(_)));
         camera.set(CameraState::Up("a camera".into()));
-        assert_eq!(condition(&camera, &supervision, now), Condition::Online);
+        assert_eq!(condition(None), Condition::Online);
+        assert_eq!(condition(Some("spool: full")), Condition::Degraded("spool: full".into()));
         camera.set(CameraState::Down("unplugged".into()));
-        assert_eq!(condition(&camera, &supervision, now), Condition::Degraded("camera: unplugged".into()));
+        assert_eq!(condition(None), Condition::Degraded("camera: unplugged".into()));
+        assert_eq!(condition(Some("spool: full")), Condition::Degraded("camera: unplugged; spool: full".into()));
     }
 
     #[test]
@@ -133,9 +142,9 @@ mod tests {
         stage.unwrap().join().unwrap();
         let now = Instant::now();
         assert_eq!(
-            condition(&camera, &supervision, now),
+            condition(&camera, None, &supervision, now),
             Condition::Degraded("stage shaky was restarted: once".into())
         );
-        assert_eq!(condition(&camera, &supervision, now + RESTART_SHOWN), Condition::Online);
+        assert_eq!(condition(&camera, None, &supervision, now + RESTART_SHOWN), Condition::Online);
     }
 }

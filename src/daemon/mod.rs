@@ -27,7 +27,7 @@ mod reading;
 pub use health::Condition;
 
 use crate::capture::{self, CaptureError, PumpEnd, PumpSettings, Source, SystemEnvironment};
-use crate::config::{Config, ExpressionConfig, FacesConfig, ModelsConfig, ReportConfig};
+use crate::config::{Config, ExpressionConfig, FacesConfig, ModelsConfig, MqttConfig, ReportConfig, SpoolStorage};
 use crate::expression::derl::{DerlModel, ReadError};
 use crate::face::detect::{DetectorError, DetectorModel};
 use crate::frame::{CaptureTime, Frame};
@@ -35,7 +35,7 @@ use crate::mailbox::Mailbox;
 use crate::mirror::web::{self, Page, Server, WebError};
 use crate::mirror::{Hub, Status as HubStatus};
 use crate::models::{Bundle, BundleError, Task};
-use crate::mqtt::{self, Client, MemorySpool, Status, Tap, Topics};
+use crate::mqtt::{self, Client, DiskSettings, MemorySettings, Spool, SpoolError, Status, Tap, Topics};
 use crate::nn;
 use crate::pool::Pool;
 use crate::report::{Boot, Event, Moment, Reporter};
@@ -51,6 +51,8 @@ use self::stage::{End, Supervision};
 const FRAMES: usize = 4;
 /// A stage gets this long to end the frame it is at. With [`DRAIN`] and the client's farewell: less than two seconds.
 const LAST_FRAME: Duration = Duration::from_millis(1000);
+/// The spool's file gets at least this long to be closed.
+const LAST_WRITE: Duration = Duration::from_millis(50);
 /// Events still unsent when the daemon is told to stop get this long.
 const DRAIN: Duration = Duration::from_millis(450);
 
@@ -93,6 +95,9 @@ pub enum StartError {
     /// The MQTT client could not start.
     #[error(transparent)]
     Mqtt(#[from] mqtt::StartError),
+    /// The spool is another's.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
     /// Site or device make no topic.
     #[error(transparent)]
     Topic(#[from] mqtt::TopicError),
@@ -149,6 +154,7 @@ pub struct Daemon {
     boot: Boot,
     config: Config,
     threads: Vec<JoinHandle<()>>,
+    spool: Option<Arc<Spool>>,
     client: Option<Client>,
     page: Option<Server>,
     metrics: Option<Server>,
@@ -174,15 +180,25 @@ impl Daemon {
             hub,
         });
         let camera = Arc::new(CameraHealth::default());
-        let condition = health::condition(&camera, &context.supervision, Instant::now());
+        let spool = config.mqtt.as_ref().map(|mqtt| open_spool(mqtt, boot)).transpose()?.map(Arc::new);
+        let condition = health::condition(&camera, complaint(spool.as_ref()), &context.supervision, Instant::now());
         let page = start_page(&config, &context)?;
         let metrics = start_metrics(&config, &context)?;
-        let client = start_client(&config, topics, boot, &condition, &context, &camera, parts.tap)?;
+        let status = status(boot, &condition);
+        let figures = Figures::new(&config.device.name, boot, &context, &camera);
+        let client = match (&config.mqtt, &spool) {
+            (Some(mqtt), Some(spool)) => {
+                let tap = tap(&context, parts.tap);
+                Some(start_client(mqtt, topics, status, Arc::clone(spool), figures, tap)?)
+            }
+            _ => None,
+        };
         let mut daemon = Self {
             context,
             camera,
             boot,
             threads: Vec::new(),
+            spool,
             client,
             page,
             metrics,
@@ -257,7 +273,8 @@ impl Daemon {
         if let Some(reason) = supervision.fatal() {
             return Err(Fatal(reason));
         }
-        let condition = health::condition(&self.camera, supervision, now);
+        let condition = health::condition(&self.camera, complaint(self.spool.as_ref()), supervision, now);
+        self.count_events();
         let description = self.camera.description();
         if description.is_some() && description != self.described {
             self.described = description;
@@ -271,6 +288,14 @@ impl Daemon {
             return Ok(Progress::Finished);
         }
         Ok(if hung { Progress::Hung } else { Progress::Alive })
+    }
+
+    fn count_events(&self) {
+        let Some(spool) = &self.spool else { return };
+        let (figures, telemetry) = (spool.figures(), &self.context.telemetry);
+        telemetry.events_waiting.store(figures.depth, Ordering::Relaxed);
+        let lost = figures.lost_space + figures.lost_age + figures.lost_storage;
+        telemetry.events_lost.store(lost, Ordering::Relaxed);
     }
 
     fn announce(&mut self, condition: Condition) {
@@ -321,12 +346,18 @@ impl Daemon {
         waiting
     }
 
-    /// Ends every thread: the camera is released, the last events are sent, `offline` is published.
+    /// Ends every thread: the camera is released, the last events are sent or on disk, `offline` is published.
     pub fn stop(mut self) {
         self.context.supervision.stop();
         self.join_stages();
+        let written_by = Instant::now() + DRAIN + Client::FAREWELL;
+        // Beside the broker, which may be slow too.
+        self.spool.iter().for_each(|spool| spool.flush());
         if let Some(client) = self.client.take() {
             client.stop(DRAIN);
+        }
+        if let Some(spool) = self.spool.take() {
+            spool.close(written_by.saturating_duration_since(Instant::now()).max(LAST_WRITE));
         }
         self.page.take().into_iter().chain(self.metrics.take()).for_each(Server::stop);
     }
@@ -403,40 +434,60 @@ fn hub_status(condition: &Condition) -> HubStatus {
     }
 }
 
-fn without_home_assistant(config: &Config) -> Option<crate::config::MqttConfig> {
-    config.mqtt.clone().map(|mqtt| crate::config::MqttConfig { home_assistant: None, ..mqtt })
+fn without_home_assistant(config: &Config) -> Option<MqttConfig> {
+    config.mqtt.clone().map(|mqtt| MqttConfig { home_assistant: None, ..mqtt })
 }
 
-fn start_client(
-    config: &Config,
-    topics: Topics,
-    boot: Boot,
-    condition: &Condition,
-    context: &Arc<Context>,
-    camera: &Arc<CameraHealth>,
-    tap: Option<Tap>,
-) -> Result<Option<Client>, StartError> {
-    let Some(mqtt) = config.mqtt.clone() else { return Ok(None) };
+fn open_spool(mqtt: &MqttConfig, boot: Boot) -> Result<Spool, SpoolError> {
+    let memory = MemorySettings { events: mqtt.queue_events, max_age: mqtt.spool.max_age };
+    match &mqtt.spool.storage {
+        SpoolStorage::Memory => Ok(Spool::in_memory(&memory)),
+        SpoolStorage::Disk { path, max_bytes, sync_every, sync_events } => {
+            let disk = DiskSettings {
+                folder: path.clone(),
+                max_bytes: *max_bytes,
+                sync_every: *sync_every,
+                sync_events: *sync_events,
+            };
+            Spool::on_disk(&disk, &memory, boot)
+        }
+    }
+}
+
+fn complaint(spool: Option<&Arc<Spool>>) -> Option<String> {
+    spool.and_then(|spool| spool.complaint(Instant::now()))
+}
+
+/// What is published is shown on the page too.
+fn tap(context: &Arc<Context>, other: Option<Tap>) -> Tap {
     let hub = context.hub.clone();
-    let tap: Tap = Arc::new(move |message| {
+    Arc::new(move |message| {
         if let Some(hub) = &hub {
             hub.message(message.topic, message.payload);
         }
-        if let Some(tap) = &tap {
-            tap(message);
+        if let Some(other) = &other {
+            other(message);
         }
-    });
-    let figures = Figures::new(&config.device.name, boot, context, camera);
-    let client = Client::start(mqtt::client::Setup {
+    })
+}
+
+fn start_client(
+    config: &MqttConfig,
+    topics: Topics,
+    status: Status,
+    spool: Arc<Spool>,
+    figures: Figures,
+    tap: Tap,
+) -> Result<Client, mqtt::StartError> {
+    Client::start(mqtt::Setup {
+        config: config.clone(),
         topics,
-        status: status(boot, condition),
-        spool: Arc::new(MemorySpool::new(mqtt.queue_events)),
-        config: mqtt,
+        status,
+        spool,
         sources: figures.sources(),
         tap: Some(tap),
         limits: mqtt::Limits::default(),
-    })?;
-    Ok(Some(client))
+    })
 }
 
 fn start_page(config: &Config, context: &Context) -> Result<Option<Server>, StartError> {

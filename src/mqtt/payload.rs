@@ -1,4 +1,4 @@
-//! The payloads of `status`, `info` and `telemetry`, and the JSON Schemas of all payloads.
+//! The payloads of `status`, `info`, `telemetry` and `gap`, and the JSON Schemas of all payloads.
 //!
 //! The payloads of `face` and `summary` belong to [`report`](crate::report).
 
@@ -8,6 +8,7 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
 
+use super::spool::{Gap, LossReason};
 use crate::report::{Boot, FacePayload, Milliseconds, Moment, Seconds, SummaryPayload, schema_name};
 
 schema_name!(
@@ -17,6 +18,10 @@ schema_name!(
 schema_name!(
     /// Names the contract of [`Info`].
     InfoSchema = "visaged.info.v1"
+);
+schema_name!(
+    /// Names the contract of [`GapPayload`].
+    GapSchema = "visaged.gap.v1"
 );
 schema_name!(
     /// Names the contract of [`Telemetry`].
@@ -169,12 +174,58 @@ pub struct LatencyTelemetry {
 pub struct OutboxTelemetry {
     /// Events not yet acknowledged by the broker.
     pub depth: u64,
-    /// Events dropped, oldest first, because the outbox was full.
+    /// Events of these that are on disk.
+    pub stored: u64,
+    /// What the records on disk hold.
+    pub stored_bytes: u64,
+    /// Events given up, oldest first, for the three reasons that follow. Never too low: one whose acknowledgement was on
+    /// its way counts although it arrived.
     pub lost: u64,
+    /// Because the spool was full.
+    pub lost_space: u64,
+    /// Because they had waited longer than is configured.
+    pub lost_age: u64,
+    /// Because the disk did not take them, or did not give them back.
+    pub lost_storage: u64,
     /// Events that the broker refused or that are larger than it takes.
     pub refused: u64,
     /// Connections after the first.
     pub reconnects: u64,
+}
+
+/// Topic `gap`, QoS 1: events that are given up, told in their place among the events.
+///
+/// It has no `seq` of its own. An event of this boot with a `seq` from `from` to `to` that has not arrived is lost, and
+/// declared so. Gaps may overlap, as one that grows is told again; and after a crash an event that was declared lost
+/// may still arrive.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GapPayload {
+    /// Names this contract.
+    pub schema: GapSchema,
+    /// The device's name, as in the topic.
+    pub device: String,
+    /// The run of the process that made the events.
+    pub boot: Boot,
+    /// The `seq` of the first event given up.
+    pub from: u64,
+    /// The `seq` of the last event given up.
+    pub to: u64,
+    /// Events given up from `from` to `to`; fewer than the span where some of it was delivered.
+    #[schemars(range(min = 1))]
+    pub count: u64,
+    /// Why.
+    pub reason: LossReason,
+    /// When the last of them was given up.
+    pub time: Moment,
+}
+
+impl GapPayload {
+    /// What `device` tells of `gap`.
+    pub fn new(device: &str, gap: &Gap) -> Self {
+        let Gap { boot, from, to, count, reason, time } = *gap;
+        Self { schema: GapSchema::V1, device: device.to_owned(), boot, from, to, count, reason, time }
+    }
 }
 
 /// The JSON Schema (draft 2020-12) of every payload, by file name as in `docs/schema/`.
@@ -184,6 +235,7 @@ pub fn schemas() -> Vec<(&'static str, Schema)> {
     }
     vec![
         ("face.schema.json", of::<FacePayload>()),
+        ("gap.schema.json", of::<GapPayload>()),
         ("info.schema.json", of::<Info>()),
         ("status.schema.json", of::<Status>()),
         ("summary.schema.json", of::<SummaryPayload>()),

@@ -70,6 +70,11 @@ impl Topics {
         self.below("summary")
     }
 
+    /// QoS 1: [`GapPayload`](super::payload::GapPayload).
+    pub fn gap(&self) -> String {
+        self.below("gap")
+    }
+
     /// The MQTT client id. Two devices of one name take it from each other; the broker tells the loser.
     pub fn client_id(&self) -> String {
         format!("visaged-{}-{}", self.site, self.device)

@@ -21,7 +21,7 @@ use visaged::config::{Backoff, DeviceConfig, MqttConfig};
 use visaged::expression::Emotion;
 use visaged::mqtt::payload::{InfoSchema, OutboxTelemetry, TelemetrySchema};
 use visaged::mqtt::{
-    Client, Handle, Info, Limits, Link, LinkError, MemorySpool, Setup, Sources, Spool, Status, Telemetry, Topics,
+    Client, Handle, Info, Limits, Link, LinkError, MemorySettings, Setup, Sources, Spool, Status, Telemetry, Topics,
 };
 use visaged::report::{Boot, Event, EventBody, FaceEvent, FaceEventKind, Moment};
 
@@ -298,7 +298,7 @@ pub(crate) fn config(port: u16) -> MqttConfig {
 
 pub(crate) fn setup(config: MqttConfig) -> Setup {
     Setup {
-        spool: Arc::new(MemorySpool::new(config.queue_events)),
+        spool: Arc::new(Spool::in_memory(&MemorySettings { events: config.queue_events, max_age: None })),
         config,
         topics: topics(),
         status: Status::online(boot(), moment()),
@@ -402,7 +402,7 @@ pub(crate) fn wait_error(handle: &Handle) -> Arc<LinkError> {
 }
 
 /// Waits until the broker has acknowledged everything.
-pub(crate) fn wait_empty(spool: &Arc<dyn Spool>) {
+pub(crate) fn wait_empty(spool: &Spool) {
     let start = Instant::now();
     while spool.depth() > 0 {
         assert!(start.elapsed() < HANGS, "{} events were never acknowledged", spool.depth());

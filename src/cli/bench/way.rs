@@ -84,6 +84,7 @@ fn config(broker: &Broker, nn: Settings) -> Config {
         mqtt: Some(MqttConfig {
             host: broker.address().ip().to_string(),
             port: broker.address().port(),
+            spool: crate::config::SpoolConfig::MEMORY,
             ..MqttConfig::default()
         }),
         report: ReportConfig { sample_every: Some(Duration::from_millis(100)), ..ReportConfig::default() },

@@ -24,15 +24,15 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
 use rumqttc::v5::MqttOptions;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use self::backoff::Waits;
 pub use self::error::{LinkError, LinkErrorKind, StartError};
 pub use self::probe::{ProbeError, probe};
 use self::session::End;
-use super::outbox::{RecordId, Spool};
 use super::payload::{Info, OutboxTelemetry, Status, Telemetry};
+use super::spool::Spool;
 use super::topics::Topics;
 use crate::config::{Backoff, HomeAssistantConfig, MqttConfig};
 use crate::report::{Boot, Event};
@@ -100,7 +100,7 @@ pub struct Setup {
     /// Published until the first [`Handle::set_status`]; its `boot` is the last will's too.
     pub status: Status,
     /// Where events wait.
-    pub spool: Arc<dyn Spool>,
+    pub spool: Arc<Spool>,
     /// Info and telemetry.
     pub sources: Sources,
     /// Sees every message.
@@ -141,8 +141,7 @@ pub struct Handle {
 
 /// What the thread and its handles share.
 struct Shared {
-    spool: Arc<dyn Spool>,
-    wake: Notify,
+    spool: Arc<Spool>,
     status: watch::Sender<Status>,
     info: watch::Sender<()>,
     home_assistant: watch::Sender<Option<HomeAssistantConfig>>,
@@ -163,8 +162,6 @@ struct Core {
     shared: Arc<Shared>,
     stop: watch::Receiver<Option<StopOrder>>,
     rng: StdRng,
-    /// The newest event that the tap has seen.
-    tapped: Option<RecordId>,
     /// As last logged; the same again is not news.
     last_error: Option<String>,
 }
@@ -178,6 +175,9 @@ enum StopOrder {
 }
 
 impl Client {
+    /// What [`Self::stop`] may take beyond its `drain`.
+    pub const FAREWELL: Duration = Duration::from_millis(500);
+
     /// Starts the thread `mqtt`, which connects and keeps connected. Returns at once, whether the broker is there or not.
     ///
     /// # Errors
@@ -188,7 +188,6 @@ impl Client {
         let (stop, stop_order) = watch::channel(None);
         let shared = Arc::new(Shared {
             spool,
-            wake: Notify::new(),
             home_assistant: watch::Sender::new(config.home_assistant.clone()),
             info: watch::Sender::new(()),
             link: watch::Sender::new(Link::Down { error: None }),
@@ -207,7 +206,6 @@ impl Client {
             shared: Arc::clone(&shared),
             stop: stop_order,
             rng: StdRng::from_os_rng(),
-            tapped: None,
             last_error: None,
         };
         let (end, ended) = mpsc::channel();
@@ -227,10 +225,13 @@ impl Client {
     /// second, even if the broker hangs; without a connection at once. What was not acknowledged stays in the spool.
     pub fn stop(mut self, drain: Duration) {
         self.stop.send_replace(Some(StopOrder::Drain(Instant::now() + drain)));
-        self.wait(drain + GOODBYE + Duration::from_millis(100));
+        self.wait(drain + Self::FAREWELL);
         let left = self.handle.shared.spool.depth();
         if left > 0 {
-            tracing::warn!(events = left, "stopped before the broker had acknowledged all events");
+            tracing::warn!(
+                events = left,
+                "stopped before the broker had acknowledged all events; those on disk are sent later"
+            );
         }
     }
 
@@ -256,7 +257,6 @@ impl Handle {
     /// Puts an event in the spool, to be published as soon as may be. Never waits.
     pub fn offer(&self, event: Event) {
         self.shared.spool.push(event);
-        self.shared.wake.notify_one();
     }
 
     /// Publishes another status, now and on each later connection. The same again is not published again.
@@ -293,7 +293,7 @@ impl Handle {
     }
 
     /// Where events wait.
-    pub fn spool(&self) -> &Arc<dyn Spool> {
+    pub fn spool(&self) -> &Arc<Spool> {
         &self.shared.spool
     }
 
@@ -305,9 +305,15 @@ impl Handle {
 
 impl Shared {
     fn outbox(&self) -> OutboxTelemetry {
+        let figures = self.spool.figures();
         OutboxTelemetry {
-            depth: self.spool.depth() as u64,
-            lost: self.spool.lost(),
+            depth: figures.depth,
+            stored: figures.stored,
+            stored_bytes: figures.stored_bytes,
+            lost: figures.lost_space + figures.lost_age + figures.lost_storage,
+            lost_space: figures.lost_space,
+            lost_age: figures.lost_age,
+            lost_storage: figures.lost_storage,
             refused: self.refused.load(Ordering::Relaxed),
             reconnects: self.connections.load(Ordering::Relaxed).saturating_sub(1),
         }

@@ -27,9 +27,9 @@ use super::{Core, GOODBYE, Link, Published, StopOrder, options};
 use crate::config::HomeAssistantConfig;
 use crate::frame::CaptureTime;
 use crate::mqtt::discovery;
-use crate::mqtt::outbox::RecordId;
-use crate::mqtt::payload::{Health, Status};
-use crate::report::{EventPayload, Moment, Sending};
+use crate::mqtt::payload::{GapPayload, Health, Status};
+use crate::mqtt::spool::{Item, Record, RecordId};
+use crate::report::{Event, EventPayload, Moment, Sending};
 
 /// Requests beside publishes: subscriptions, DISCONNECT.
 const SPARE_REQUESTS: usize = 16;
@@ -61,7 +61,12 @@ struct Message {
 /// What a message is, for its acknowledgement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    Event(RecordId),
+    /// From the spool; shown to the tap unless it is sent again.
+    Record {
+        id: RecordId,
+        is_event: bool,
+        again: bool,
+    },
     Goodbye,
     Other,
 }
@@ -136,10 +141,6 @@ struct Session<'a> {
     largest_packet: Option<usize>,
     /// Status, info, discovery, telemetry, the newest of each topic; they go before events.
     control: VecDeque<Message>,
-    /// The newest event handed over on this connection.
-    cursor: Option<RecordId>,
-    /// Events up to this one were offered while there was no connection.
-    late_until: Option<RecordId>,
     handed: VecDeque<Sent>,
     unacknowledged: Vec<(u16, Sent)>,
     next_telemetry: Instant,
@@ -166,8 +167,6 @@ impl<'a> Session<'a> {
             window: usize::from(core.limits.window.max(1)),
             largest_packet: None,
             control: VecDeque::new(),
-            cursor: None,
-            late_until: None,
             handed: VecDeque::new(),
             unacknowledged: Vec::new(),
             next_telemetry: now,
@@ -192,7 +191,7 @@ impl<'a> Session<'a> {
             let step = tokio::select! {
                 polled = &mut poll => return self.on_polled(polled),
                 order = stop_order(&mut self.stop), if running => self.on_stop(order),
-                () = shared.wake.notified() => Step::Go,
+                () = shared.spool.news().notified() => Step::Go,
                 Ok(()) = self.status.changed(), if up => { self.queue_status(); Step::Go }
                 Ok(()) = self.info.changed(), if up => { self.queue_info(); Step::Go }
                 Ok(()) = self.home_assistant.changed(), if up => { self.change_discovery(); Step::Go }
@@ -307,7 +306,7 @@ impl<'a> Session<'a> {
         self.phase = Phase::Up;
         self.up_since = Some(now);
         self.next_telemetry = now;
-        self.late_until = self.core.shared.spool.newest();
+        self.core.shared.spool.rewind();
         let connection = self.core.shared.connections.fetch_add(1, Ordering::Relaxed) + 1;
         self.core.last_error = None;
         tracing::info!(broker = %self.core.broker(), connection, "connected to the MQTT broker");
@@ -329,17 +328,19 @@ impl<'a> Session<'a> {
         let (_, sent) = self.unacknowledged.remove(index);
         match (sent.kind, &puback.reason) {
             (Kind::Goodbye, _) => return self.disconnect(),
-            (Kind::Event(id), PubAckReason::Success | PubAckReason::NoMatchingSubscribers) => {
+            (Kind::Record { id, .. }, PubAckReason::Success | PubAckReason::NoMatchingSubscribers) => {
                 self.core.shared.spool.acknowledge(id);
             }
             (
-                Kind::Event(_),
+                Kind::Record { .. },
                 reason @ (PubAckReason::UnspecifiedError
                 | PubAckReason::ImplementationSpecificError
                 | PubAckReason::PacketIdentifierInUse
                 | PubAckReason::QuotaExceeded),
             ) => return Step::Failed(LinkErrorKind::Busy(format!("{reason:?}"))),
-            (Kind::Event(id), reason) => self.refuse(id, &format!("the broker refused it: {reason:?}")),
+            (Kind::Record { id, is_event, .. }, reason) => {
+                self.refuse(id, is_event, &format!("the broker refused it: {reason:?}"));
+            }
             (Kind::Other, PubAckReason::Success | PubAckReason::NoMatchingSubscribers) => {}
             (Kind::Other, reason) => {
                 tracing::warn!(
@@ -351,13 +352,17 @@ impl<'a> Session<'a> {
         Step::Go
     }
 
-    /// An event that will never arrive, however often it is sent.
-    fn refuse(&mut self, id: RecordId, reason: &str) {
-        let refused = self.core.shared.refused.fetch_add(1, Ordering::Relaxed) + 1;
-        if refused.is_power_of_two() {
-            tracing::error!(refused, "an event is given up: {reason}");
+    /// A record that will never arrive, however often it is sent; in an event's place its loss is told.
+    fn refuse(&mut self, id: RecordId, is_event: bool, reason: &str) {
+        if is_event {
+            let refused = self.core.shared.refused.fetch_add(1, Ordering::Relaxed) + 1;
+            if refused.is_power_of_two() {
+                tracing::error!(refused, "an event is given up: {reason}");
+            }
+        } else {
+            tracing::error!("that events are lost cannot be told: {reason}");
         }
-        self.core.shared.spool.acknowledge(id);
+        self.core.shared.spool.give_up(id);
     }
 
     fn on_written(&mut self, packet_id: u16) {
@@ -404,56 +409,63 @@ impl<'a> Session<'a> {
             return Step::Go;
         }
         while self.handed.len() + self.unacknowledged.len() < self.window {
-            let message = self.control.pop_front().or_else(|| self.next_event());
+            let message = self.control.pop_front().or_else(|| self.next_record());
             let Some(message) = message else { break };
             if let Err(step) = self.hand_over(message) {
                 return step;
             }
         }
-        let done = self.control.is_empty() && self.handed.is_empty() && self.unacknowledged.is_empty();
-        if matches!(self.phase, Phase::Draining(_)) && done {
+        let sent = self.control.is_empty() && self.handed.is_empty() && self.unacknowledged.is_empty();
+        if matches!(self.phase, Phase::Draining(_)) && sent && !self.core.shared.spool.is_fetching() {
             self.say_goodbye();
             return self.fill();
         }
         Step::Go
     }
 
-    fn next_event(&mut self) -> Option<Message> {
+    fn next_record(&mut self) -> Option<Message> {
         if !matches!(self.phase, Phase::Up | Phase::Draining(_)) {
             return None;
         }
         loop {
-            let record = self.core.shared.spool.next(self.cursor)?;
-            self.cursor = Some(record.id);
-            let now = CaptureTime::now();
-            let waited = self.late_until.is_some_and(|until| record.id <= until);
-            let historical = waited && record.event.age(now) >= self.core.limits.historical_after;
-            let payload = record.event.payload(self.core.topics.device(), Sending { now, historical });
-            let topic = match payload {
-                EventPayload::Face(_) => self.core.topics.face(),
-                EventPayload::Summary(_) => self.core.topics.summary(),
-            };
-            let message = Message {
-                topic,
-                payload: json(&payload),
-                retained: false,
-                qos: QoS::AtLeastOnce,
-                kind: Kind::Event(record.id),
-            };
+            let record = self.core.shared.spool.next()?;
+            let message = self.message(&record);
             if self.fits(&message) {
                 return Some(message);
             }
-            self.refuse(record.id, "it is larger than the broker takes");
+            let is_event = matches!(record.item, Item::Event(_));
+            self.refuse(record.id, is_event, "it is larger than the broker takes");
         }
+    }
+
+    fn message(&self, record: &Record) -> Message {
+        let topics = &self.core.topics;
+        let (topic, payload, is_event) = match &record.item {
+            Item::Event(event) => {
+                let now = CaptureTime::now();
+                let sending = Sending { now, historical: self.is_historical(event, record.waited, now) };
+                let payload = event.payload(topics.device(), sending);
+                let topic = match payload {
+                    EventPayload::Face(_) => topics.face(),
+                    EventPayload::Summary(_) => topics.summary(),
+                };
+                (topic, json(&payload), true)
+            }
+            Item::Gap(gap) => (topics.gap(), json(&GapPayload::new(topics.device(), gap)), false),
+        };
+        let kind = Kind::Record { id: record.id, is_event, again: record.again };
+        Message { topic, payload, retained: false, qos: QoS::AtLeastOnce, kind }
+    }
+
+    /// Whether an event comes late because there was no connection, or another run of the process made it.
+    fn is_historical(&self, event: &Event, waited: bool, now: CaptureTime) -> bool {
+        event.boot != self.core.boot || waited && event.age(now) >= self.core.limits.historical_after
     }
 
     fn hand_over(&mut self, message: Message) -> Result<(), Step> {
         let Message { topic, payload, retained, qos, kind } = message;
-        if let Some(tap) = self.core.tap.as_ref().filter(|_| !self.core.seen_by_tap(kind)) {
+        if let Some(tap) = self.core.tap.as_ref().filter(|_| !matches!(kind, Kind::Record { again: true, .. })) {
             tap(&Published { topic: &topic, payload: &payload, retained, qos: qos as u8 });
-        }
-        if let Kind::Event(id) = kind {
-            self.core.tapped = self.core.tapped.max(Some(id));
         }
         let handed = self.client.try_publish(topic, qos, retained, payload);
         handed.map_err(|error| Step::Failed(LinkErrorKind::Protocol(error.to_string())))?;
@@ -585,10 +597,6 @@ impl<'a> Session<'a> {
 impl Core {
     fn broker(&self) -> String {
         format!("{}:{}", self.config.host, self.config.port)
-    }
-
-    fn seen_by_tap(&self, kind: Kind) -> bool {
-        matches!(kind, Kind::Event(id) if self.tapped >= Some(id))
     }
 }
 
