@@ -75,6 +75,67 @@ def test_equalising_keeps_float_and_helps_int8():
     assert relative_error(model, graphs.quantise(even, batches())) < relative_error(model, graphs.quantise(model, batches()))
 
 
+def test_open_outputs_are_in_float_and_nearer_to_float():
+    model = small_graph()
+    closed = graphs.quantise(model, batches())
+    opened = graphs.open_outputs(closed)
+    kinds = [n.op_type for n in opened.graph.node]
+    assert kinds.count("QuantizeLinear") == [n.op_type for n in closed.graph.node].count("QuantizeLinear") - 1
+    assert next(n for n in opened.graph.node if "out" in n.output).op_type == "Conv"
+    values = np.unique(np.concatenate([answer(opened, x).ravel() for x in batches()]))
+    assert len(values) > 256
+    assert relative_error(model, opened) < relative_error(model, closed)
+
+
+def test_exact_sums_are_the_same_in_any_order_and_near_to_float():
+    model = small_graph(spread=200.0)
+    plain = graphs.open_outputs(graphs.quantise(model, batches()))
+    exact = graphs.exact_sums(plain, model)
+    assert relative_error(model, exact) < 2 * relative_error(model, plain)
+
+    def parted(graph):
+        pair = [yunet.session(g.SerializeToString(), float_sums=True) for g in (graph, graphs.backwards(graph))]
+        a, b = ([net.run(None, {"input": x})[0] for x in batches(40)] for net in pair)
+        return sum(int((p != q).sum()) for p, q in zip(a, b, strict=True))
+
+    assert parted(exact) == 0
+    assert parted(plain) > 0
+
+
+def test_a_short_scale_is_never_below_what_it_rounds():
+    for scale in np.random.default_rng(0).uniform(1e-6, 10, 1000):
+        value, odd = graphs.short(scale, 3)
+        assert scale <= value <= 1.25 * scale and odd in (1, 3, 5, 7)
+        assert np.log2(value / odd).is_integer()
+
+
+@pytest.mark.skipif(not (data.BUNDLES / "detector").exists(), reason="no bundle")
+def test_the_detector_answers_the_same_whatever_the_order_of_its_sums():
+    graph = onnx.load(data.BUNDLES / "detector" / "model.onnx")
+    one, other = (yunet.session(g.SerializeToString(), float_sums=True) for g in (graph, graphs.backwards(graph)))
+    for seed in range(3):
+        x = np.random.default_rng(seed).uniform(0, 255, (1, 3, 96, 128)).astype(np.float32)
+        for a, b in zip(one.run(yunet.OUTPUTS, {"input": x}), other.run(yunet.OUTPUTS, {"input": x}), strict=True):
+            assert np.array_equal(a, b)
+
+
+def test_open_outputs_refuses_a_graph_without_a_quantised_convolution_there():
+    with pytest.raises(ValueError, match="out: no quantised convolution"):
+        graphs.open_outputs(small_graph())
+
+
+@pytest.mark.skipif(not (data.BUNDLES / "detector").exists(), reason="no bundle")
+def test_every_output_of_the_detector_comes_from_a_convolution_in_float():
+    graph = onnx.load(data.BUNDLES / "detector" / "model.onnx").graph
+    made_by = {o: n for n in graph.node for o in n.output}
+    for name in yunet.OUTPUTS:
+        node = made_by[name]
+        while node.op_type in ("Sigmoid", "Reshape", "Transpose"):
+            node = made_by[node.input[0]]
+        assert node.op_type == "Conv", name
+        assert all(made_by[i].op_type == "DequantizeLinear" for i in node.input), name
+
+
 def test_macs_are_counted():
     assert graphs.macs(small_graph(), (1, 3, 16, 16)) == 256 * (8 * 3 + 8 * 9 + 4 * 8)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 from PIL import Image
 from tqdm import tqdm
 
-from . import data, yunet
+from . import data, graphs, yunet
 
 THRESHOLD = 0.6  # what counts as a face of the float net
 WORKING = 0.5  # where the daemon cuts the int8 net
@@ -119,6 +120,38 @@ def parity(
         "landmarks_median_px": round(float(np.median(every)), 3),
     }
     return result
+
+
+def steadiness(root: Path, model: Path, working: float = WORKING, limit: int | None = None) -> dict:
+    """How far the int8 graph's faces move when its sums are taken in float and in another order, in pixels at 320x240.
+
+    Processors and engines add in different orders. Two of them part where a sum lies on the edge between two steps of a
+    grid, unless all sums are exact.
+    """
+    one = yunet.session(model, float_sums=True)
+    other = yunet.session(graphs.backwards(onnx.load(model)).SerializeToString(), float_sums=True)
+    stills = [path for i, (_, path) in enumerate(still_pictures(root)) if not is_calibration(i)][:limit]
+    faces, alone, box, landmarks = 0, 0, [], []
+    for path in tqdm(stills, desc="order of sums"):
+        rgb = yunet.fit(data.rgb(path), WIDTH, HEIGHT)[0]
+        a, b = yunet.detect(one, rgb, working), yunet.detect(other, rgb, working)
+        faces += len(a)
+        for these, those in ((a, b), (b, a)):
+            alone += sum(all(yunet.overlap(x.box, y.box) < 0.5 for y in those) for x in these)
+        for x in a:
+            for y in b:
+                if yunet.overlap(x.box, y.box) >= 0.5:
+                    box.append(np.abs(x.box - y.box).max())
+                    landmarks.append(np.abs(x.landmarks - y.landmarks).max())
+    return {
+        "pictures": len(stills),
+        "faces": faces,
+        "alone": alone,
+        "box_p99_px": round(float(np.percentile(box, 99)), 3),
+        "box_worst_px": round(float(np.max(box)), 3),
+        "landmarks_p99_px": round(float(np.percentile(landmarks, 99)), 3),
+        "landmarks_worst_px": round(float(np.max(landmarks)), 3),
+    }
 
 
 def recall_by_size(root: Path, nets: dict, sizes=(12, 16, 20, 24, 32, 48), count: int = 60, seed: int = 3) -> list[dict]:

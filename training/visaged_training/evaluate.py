@@ -49,6 +49,8 @@ def run_detector(args: argparse.Namespace) -> int:
         "packs": detector.parity(args.data, nets["float"], nets["int8"], limit=args.limit),
     }
     print(json.dumps(result["parity"]["packs"]["all"]))
+    result["steadiness"] = detector.steadiness(args.data, args.bundles / "detector" / "model.onnx", limit=args.limit)
+    print(json.dumps(result["steadiness"]))
     if not args.no_sizes:
         result["sizes"] = detector.recall_by_size(args.data, nets)
         for row in result["sizes"]:

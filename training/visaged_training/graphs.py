@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import tempfile
 from pathlib import Path
@@ -231,6 +232,128 @@ def quantise(
     out.producer_name = "visaged-training"
     del out.metadata_props[:]
     out.graph.ClearField("value_info")
+    onnx.checker.check_model(out)
+    return out
+
+
+def open_outputs(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Leave what the last convolution before every graph output gives in float: takes out the pair behind it.
+
+    These convolutions keep u8 inputs and s8 weights. What they give is no input to another one, so a grid buys nothing
+    there, and costs much: it is as coarse as the largest face needs, and a sum on the edge between two steps, taken in
+    another order, moves a box by a whole step.
+    """
+    out = onnx.ModelProto()
+    out.CopyFrom(model)
+    made_by = {o: n for n in out.graph.node for o in n.output}
+    gone = []
+    for output in out.graph.output:
+        after, at = None, made_by[output.name]
+        while at.op_type in ("Sigmoid", "Reshape", "Transpose"):
+            after, at = at, made_by[at.input[0]]
+        if at.op_type != "DequantizeLinear":
+            raise ValueError(f"{output.name}: no quantised convolution behind it but {at.op_type}")
+        pair = (at, made_by[at.input[0]])
+        conv = made_by[pair[1].input[0]]
+        if conv.op_type != "Conv":
+            raise ValueError(f"{output.name}: quantised by a {conv.op_type}, not by a convolution")
+        if after is None:
+            conv.output[0] = output.name
+        else:
+            after.input[0] = conv.output[0]
+        gone += pair
+    for node in gone:
+        out.graph.node.remove(node)
+    used = {name for n in out.graph.node for name in n.input}
+    for unused in [i for i in out.graph.initializer if i.name not in used]:
+        out.graph.initializer.remove(unused)
+    onnx.checker.check_model(out)
+    return out
+
+
+def short(scale: float, bits: int) -> tuple[float, int]:
+    """The smallest number of at most `bits` significant bits that is not below `scale`, and its odd factor."""
+    fraction, exponent = np.frexp(np.float64(scale))
+    whole = int(np.ceil(fraction * 2**bits))
+    value = float(np.ldexp(whole, int(exponent) - bits))
+    while whole % 2 == 0:
+        whole //= 2
+    return value, whole
+
+
+def exact_sums(model: onnx.ModelProto, plain: onnx.ModelProto, bits: int = 2) -> onnx.ModelProto:
+    """Choose the scales so that every convolution's sum is exact in f32, in whatever order it is taken.
+
+    `model` is the int8 graph of `plain`. An activation's scale is rounded up to `bits` significant bits; a weight scale,
+    to as many as leave every partial sum of its channel an integer below 2^24 times a power of two. Float arithmetic then
+    is integer arithmetic, and every engine on every processor gives the same bits up to the outputs. Without it sums
+    that differ in their last bit fall on two sides of an edge between steps, and layer after layer carries that on until
+    two processors are as far apart as int8 is from float.
+    """
+    out = onnx.ModelProto()
+    out.CopyFrom(model)
+    tensors = {i.name: i for i in out.graph.initializer}
+    weights = {i.name: numpy_helper.to_array(i) for i in plain.graph.initializer}
+    made_by = {o: n for n in out.graph.node for o in n.output}
+
+    def store(name: str, value: np.ndarray) -> None:
+        tensors[name].CopyFrom(numpy_helper.from_array(value, name))
+
+    odd: dict[str, int] = {}
+    for node in out.graph.node:
+        if node.op_type == "QuantizeLinear" and node.input[1] not in odd:
+            scale, zero = (numpy_helper.to_array(tensors[name]) for name in node.input[1:])
+            value, odd[node.input[1]] = short(float(scale), bits)
+            store(node.input[1], np.array(value, np.float32))
+            store(node.input[2], np.array(np.rint(float(zero) * float(scale) / value), np.uint8))
+    for node in out.graph.node:
+        if node.op_type != "Conv":
+            continue
+        x, w, b = (made_by[name].input for name in node.input)
+        step, zero = (numpy_helper.to_array(tensors[name]) for name in x[1:])
+        reach = max(int(zero), 255 - int(zero))
+        weight, bias = weights[w[0].removesuffix("_quantized")], weights[b[0].removesuffix("_quantized")]
+        scales, offset = np.zeros(len(weight), np.float32), np.zeros(len(weight), np.int32)
+        rounded = np.zeros(weight.shape, np.int8)
+        for k, channel in enumerate(weight):
+            peak = max(float(np.abs(channel).max()), 1e-12) / 127
+            # Coarser than its weights ask for only where a bias is far larger than all that the weights can add to it.
+            for coarser, many in itertools.product(range(24), range(8, 0, -1)):
+                scale, factor = short(peak * 2**coarser, many)
+                row, add = np.rint(channel / scale), np.rint(float(bias[k]) / (scale * float(step)))
+                if (np.abs(row).sum() * reach + abs(add)) * odd[x[1]] * factor < 2**24:
+                    break
+            else:
+                raise ValueError(f"{node.name}: the sums of channel {k} need more than 24 bits")
+            scales[k], rounded[k], offset[k] = scale, row, add
+        store(w[1], scales)
+        store(w[0], rounded)
+        store(b[1], scales * step)
+        store(b[0], offset)
+    onnx.checker.check_model(out)
+    return out
+
+
+def backwards(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph with the input channels of every ungrouped convolution in reverse: its sums in another order."""
+    out = onnx.ModelProto()
+    out.CopyFrom(model)
+    tensors = {i.name: list(i.dims) for i in out.graph.initializer}
+    made_by = {o: n for n in out.graph.node for o in n.output}
+    nodes = []
+    for node in out.graph.node:
+        weight = made_by[node.input[1]].input[0] if node.op_type == "Conv" else None
+        if weight and all(a.i == 1 for a in node.attribute if a.name == "group"):
+            order = numpy_helper.from_array(np.arange(tensors[weight][1])[::-1].copy(), f"{node.name}.order")
+            out.graph.initializer.append(order)
+            for k in (0, 1):
+                name = f"{node.name}.backwards_{k}"
+                nodes.append(helper.make_node("Gather", [node.input[k], order.name], [name], name=name, axis=1))
+                node.input[k] = name
+        nodes.append(node)
+    kept = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
+    del out.graph.node[:]
+    out.graph.node.extend(kept)
     onnx.checker.check_model(out)
     return out
 

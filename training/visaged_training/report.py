@@ -6,10 +6,12 @@ import argparse
 import json
 from pathlib import Path
 
-from . import EMOTIONS, __version__, data, manifest
+from . import EMOTIONS, data, manifest
 from .quantize import MEASURED
 
 RUN = "python -m visaged_training"
+# Of the bundles. The last number grows with the weights, the graph or the figures; the others are those of the daemon.
+VERSIONS = {"detector": "0.1.1", "derl": "0.1.0"}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +46,7 @@ NOT_FOR = """## What it must not be used for
 def detector_documents(folder: Path) -> tuple[dict, str]:
     m, q = measured("detector"), measured("detector_quantisation")
     parity = m["parity"]
-    packs = parity["packs"]
+    packs, steady = parity["packs"], m["steadiness"]
     evaluate = f"{RUN} evaluate detector"
     outputs = []
     for kind, width in (("cls", 1), ("obj", 1), ("bbox", 4), ("kps", 10)):
@@ -52,7 +54,7 @@ def detector_documents(folder: Path) -> tuple[dict, str]:
     document = {
         "schema": 1,
         "name": "detector",
-        "version": __version__,
+        "version": VERSIONS["detector"],
         "task": "face-detection",
         "licence": "Apache-2.0",
         "detection": {"threshold": parity["working"], "nms_iou": 0.3},
@@ -128,6 +130,11 @@ that the other does not have. Pictures used for calibration are left out.
 
 {table(["pack", "pictures", "faces", "found", "same threshold", "landmarks median", "95th percentile", "only int8", "only float"], rows)}
 
+The outputs come from convolutions whose results stay in float, and the scales are chosen so that every sum is exact in
+f32: processors and engines that add in another order give the same face. With all sums taken backwards, over {steady["faces"]} faces,
+boxes move by up to {steady["box_worst_px"]} px (99th percentile {steady["box_p99_px"]}), landmarks by up to
+{steady["landmarks_worst_px"]} px ({steady["landmarks_p99_px"]}), and {steady["alone"]} faces are found by one alone.
+
 ## Recall by face size
 
 A face of the given width (box of the float net) in a 640x480 frame, the frame seen at three scales; IoU 0.5,
@@ -137,7 +144,7 @@ threshold {parity["working"]}. Faces from SFHQ, London, Canada and the clips, sh
 
 ## Quantisation
 
-{q["scheme"]}. Weights {q["weights"]}; activations {q["activations"]}; {q["calibration"]}. Beforehand: {q["before"]}.
+{q["scheme"]}. Weights {q["weights"]}; activations {q["activations"]}; scales of {q["scales"]}; {q["calibration"]}. Beforehand: {q["before"]}.
 Float: {q["float_parts"]}. A `model.tflite` is not part of this version of the bundle.
 
 ## Data and licences
@@ -182,7 +189,7 @@ def derl_documents(folder: Path) -> tuple[dict, str]:
     document = {
         "schema": 1,
         "name": "derl",
-        "version": __version__,
+        "version": VERSIONS["derl"],
         "task": "expression",
         "licence": "MIT OR Apache-2.0",
         "labels": list(EMOTIONS),

@@ -20,8 +20,11 @@ class Face:
     landmarks: np.ndarray  # [5, 2]
 
 
-def session(model: Path | bytes, threads: int = 1) -> ort.InferenceSession:
+def session(model: Path | bytes, threads: int = 1, float_sums: bool = False) -> ort.InferenceSession:
+    """`float_sums`: an int8 graph word for word, convolutions over dequantised values, rounded after each."""
     options = ort.SessionOptions()
+    if float_sums:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
