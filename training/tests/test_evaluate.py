@@ -23,7 +23,7 @@ def test_temperature_is_found_again():
 
 
 def test_separation_is_the_area_under_the_curve():
-    assert evaluate.separation(np.arange(10.0), np.arange(10.0) + 100) == 1.0
+    assert abs(evaluate.separation(np.arange(10.0), np.arange(10.0) + 100) - 1) < 1e-9
     assert evaluate.separation(np.arange(10.0) + 100, np.arange(10.0)) == 0.0
     assert abs(evaluate.separation(np.arange(0, 100, 2.0), np.arange(1, 101, 2.0)) - 0.5) < 0.02
 

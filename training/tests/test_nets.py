@@ -28,6 +28,18 @@ def test_cost_is_within_the_budget():
     assert nets.count_macs(g, x) + nets.count_macs(c, pairs) < 120e6
 
 
+def test_the_first_energy_is_the_weighted_sum_of_the_residues():
+    module = nets.Derl(nets.Generator(), nets.Classifier()).eval()
+    torch.nn.init.normal_(module.generator.out.weight, 0, 0.1)
+    x = torch.randn(2, 1, 64, 64)
+    with torch.no_grad():
+        residues = module.residues(x)
+        weights = torch.randn(64)
+        module.read_with(weights)
+        energy = module(x)[2]
+    assert torch.allclose(energy[:, 0], residues @ weights, rtol=1e-3, atol=1e-4)
+
+
 def test_folding_changes_nothing():
     g = nets.Generator()
     g.train()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from . import EMOTIONS, align, data, detector, yunet
+from . import EMOTIONS, align, data, detector, neutrality, yunet
 from .quantize import MEASURED
 
 
@@ -104,8 +104,7 @@ def scores(logits: np.ndarray, valid: data.Ferplus) -> dict:
 
 def separation(low: np.ndarray, high: np.ndarray) -> float:
     """Probability that a value of `high` is above one of `low` (area under the curve)."""
-    order = np.concatenate([low, high]).argsort().argsort()
-    return float((order[len(low) :].sum() - len(high) * (len(high) - 1) / 2) / (len(low) * len(high)))
+    return neutrality.parted([low], [high])
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -137,6 +136,41 @@ def aligned_faces(root: Path, net, entries) -> tuple[np.ndarray, list[int]]:
     return np.stack(faces), kept
 
 
+def describe(values: np.ndarray) -> dict:
+    """Of neutralities: how many, their mean, and the shares that read less than 0.1 and more than 0.9."""
+    return {
+        "pictures": len(values),
+        "mean": round(float(values.mean()), 3),
+        "below_tenth": round(float((values < 0.1).mean()), 3),
+        "above_nine_tenths": round(float((values > 0.9).mean()), 3),
+    }
+
+
+def neutrality_of_ferplus(valid: data.Ferplus, energy: np.ndarray, chosen: dict) -> dict:
+    of = {n: valid.strict & (valid.plurality == c) for c, n in enumerate(EMOTIONS)}
+    result = {n: describe(neutrality.apply(energy[rows], chosen)) for n, rows in of.items() if rows.any()}
+    k = chosen["energy_index"]
+    strong = energy[valid.strict & np.isin(valid.plurality, neutrality.STRONG), k]
+    return {"classes": result, "separation": round(separation(energy[of["neutral"], k], strong), 4)}
+
+
+def neutrality_of_renders(root: Path, net, chosen: dict) -> dict:
+    """In scenes that the scale was not made with."""
+    faces = neutrality.rendered(root, seed=912)
+    energy = through(net, faces.reshape(-1, 64, 64), "renders")["residue_energy"]
+    shape = faces.shape[:2]
+    rises = neutrality.spearman(energy[:, chosen["energy_index"]].reshape(shape))
+    values = neutrality.apply(energy, chosen).reshape(shape)
+    return {
+        "scenes": shape[0],
+        "strengths": list(neutrality.STRENGTHS),
+        "mean": [round(float(v), 3) for v in values.mean(0)],
+        "spearman_of_the_mean": round(float(neutrality.spearman(values.mean(0)[None])[0]), 3),
+        "energy_spearman_mean": round(float(rises.mean()), 3),
+        "energy_spearman_median": round(float(np.median(rises)), 3),
+    }
+
+
 def run_derl(args: argparse.Namespace) -> int:
     exact, small = (
         yunet.session(args.work / "derl_float.onnx"),
@@ -151,11 +185,6 @@ def run_derl(args: argparse.Namespace) -> int:
     answer = b["logits"].argmax(1)
     confusion = np.zeros((8, 8), int)
     np.add.at(confusion, (label, answer[use]), 1)
-    energy = b["residue_energy"]
-    calm = energy[valid.strict & (valid.plurality == 0)]
-    strong = energy[valid.strict & np.isin(valid.plurality, (1, 2))]
-    apart = [separation(calm[:, k], strong[:, k]) for k in range(energy.shape[1])]
-    index = int(np.argmax(apart))
     result = load_measured("derl")
     result["ferplus_valid"] = {
         "float": scores(a["logits"], valid),
@@ -165,12 +194,6 @@ def run_derl(args: argparse.Namespace) -> int:
         "temperature": temperature,
         "ece": round(calibration_error(softmax(b["logits"][use], temperature), label), 4),
         "ece_before": round(calibration_error(softmax(b["logits"][use]), label), 4),
-    }
-    result["neutrality"] = {
-        "energy_index": index,
-        "floor": round(float(np.median(calm[:, index])), 5),
-        "ceiling": round(float(np.percentile(strong[:, index], 90)), 5),
-        "separation": [round(s, 4) for s in apart],
     }
     changed = np.abs(denormalise(b["neutral"][:, 0], faces) - denormalise(a["neutral"][:, 0], faces)).mean()
     result["neutral_parity"] = {"mean_abs_grey_levels": round(float(changed), 3)}
@@ -188,6 +211,9 @@ def run_derl(args: argparse.Namespace) -> int:
     # The whole way on colour pictures: detector bundle, template, expression bundle.
     find = yunet.session(args.bundles / "detector" / "model.onnx")
     london = data.london(args.data)
+    chosen = load_measured("derl_neutrality")
+    shown = {"ferplus_valid": neutrality_of_ferplus(valid, b["residue_energy"], chosen)}
+    shown["renders"] = neutrality_of_renders(args.data, small, chosen)
     result["london"] = {}
     keep = {}
     for kind, smile in (("neutral", False), ("smile", True)):
@@ -196,9 +222,7 @@ def run_derl(args: argparse.Namespace) -> int:
         grey = np.stack([align.luminance64(c) for c in crops])
         out = through(small, grey, f"london {kind}")
         p = softmax(out["logits"], temperature)
-        e = out["residue_energy"][:, index]
-        n = result["neutrality"]
-        closeness = np.clip((n["ceiling"] - e) / max(n["ceiling"] - n["floor"], 1e-6), 0, 1)
+        closeness = neutrality.apply(out["residue_energy"], chosen)
         held = np.array([entries[i]["validation"] for i in kept])
         wanted = int(smile)
         made = denormalise(out["neutral"][:, 0], grey)
@@ -209,9 +233,17 @@ def run_derl(args: argparse.Namespace) -> int:
             "right": round(float((p.argmax(1) == wanted).mean()), 4),
             "right_held_out": round(float((p.argmax(1) == wanted)[held].mean()), 4),
             "neutrality_median": round(float(np.median(closeness)), 3),
+            "neutrality_held_out": describe(closeness[held]),
             "neutralised_called_neutral": round(float((again == 0).mean()), 4),
         }
         keep[kind] = (grey, made, held)
+        shown.setdefault("london_held_out_energy", {})[kind] = out["residue_energy"][held, chosen["energy_index"]]
+    ends = shown.pop("london_held_out_energy")
+    shown["london_held_out"] = {
+        **{kind: result["london"][kind].pop("neutrality_held_out") for kind in ends},
+        "separation": round(separation(ends["neutral"], ends["smile"]), 4),
+    }
+    result["neutrality"] = {**chosen, "measured": shown}
     happy = valid.strict & np.isin(valid.plurality, (1, 2))
     made = denormalise(b["neutral"][:, 0], faces)
     again = through(small, made[happy], "neutralised")["logits"].argmax(1)

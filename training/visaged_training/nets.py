@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from . import align
+
 SIZE = 64
 WIDTHS = (24, 32, 64, 96)
 
@@ -47,6 +49,19 @@ def face_mask(size: int = SIZE) -> torch.Tensor:
     y, x = torch.meshgrid(torch.arange(size) + 0.5, torch.arange(size) + 0.5, indexing="ij")
     r = ((x / size - 0.5) / 0.36) ** 2 + ((y / size - 0.55) / 0.45) ** 2
     return torch.sigmoid((1 - r) * 8)[None, None]
+
+
+def mouth_and_eyes(size: int = SIZE) -> tuple[torch.Tensor, torch.Tensor]:
+    """Soft spots over the mouth and over both eyes with their brows in template framing, [size, size] each."""
+    y, x = torch.meshgrid(torch.arange(size) + 0.5, torch.arange(size) + 0.5, indexing="ij")
+    points = align.template() * (size / 128)
+
+    def bump(cx, cy, sx, sy):
+        return torch.exp(-(((x - cx) / sx) ** 2 + ((y - cy) / sy) ** 2))
+
+    mouth = bump(points[3:, 0].mean(), points[3:, 1].mean() + 1, 12, 7)
+    left, right = (bump(eye[0], eye[1] - 2, 8, 6) for eye in points[:2])
+    return mouth.float(), (left + right).float()
 
 
 class Generator(nn.Module):
@@ -145,6 +160,7 @@ class Derl(nn.Module):
     def __init__(self, generator: Generator, classifier: Classifier):
         super().__init__()
         self.generator, self.classifier = generator, classifier
+        # How much a place counts in the first energy: the face, until `neutrality.fit` has found what tells expression.
         mask = face_mask()
         self.register_buffer("weight", mask / mask.mean())
 
@@ -154,6 +170,15 @@ class Derl(nn.Module):
         energy = [(delta.abs() * self.weight).mean((2, 3))]
         energy += [(d - e).abs().mean((2, 3)).mean(1, keepdim=True) for e, d in pairs]
         return x + delta, logits, torch.cat(energy, 1)
+
+    def residues(self, x):
+        """What the first energy weighs: the delta's mean magnitude in the cells of an 8x8 grid, [N, 64]."""
+        return F.avg_pool2d(self.generator(x)[0].abs(), 8).flatten(1)
+
+    def read_with(self, weights) -> None:
+        """Takes over weights for `residues`, in their order."""
+        grid = torch.as_tensor(weights, dtype=torch.float32).reshape(1, 1, 8, 8)
+        self.weight.copy_(F.interpolate(grid * 64, scale_factor=8, mode="nearest"))
 
 
 def count_macs(module: nn.Module, *inputs) -> int:

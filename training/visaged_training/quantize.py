@@ -11,7 +11,7 @@ import onnx
 from onnx import numpy_helper
 from safetensors.numpy import save_file
 
-from . import align, data, detector, graphs
+from . import align, data, detector, graphs, neutrality
 
 MEASURED = data.ROOT / "training" / "measured"
 
@@ -23,6 +23,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundles", type=Path, default=data.BUNDLES, help="where the bundle folder goes")
     parser.add_argument(
         "--from-bundle", action="store_true", help="derl: read weights.safetensors of the bundle, no checkpoint needed"
+    )
+    parser.add_argument(
+        "--fit-neutrality",
+        action="store_true",
+        help="derl: fit the first residue energy and its scale again (from checkpoints that is always done)",
     )
     parser.add_argument("--calibration", choices=list(graphs.METHODS), default="minmax")
     parser.add_argument("--count", type=int, help="calibration pictures (default: 160 for the detector, 256 for derl)")
@@ -129,7 +134,16 @@ def float_tail(model: onnx.ModelProto) -> tuple[str, ...]:
     made_by = {o: n for n in model.graph.node for o in n.output}
     keep = {n.name for n in model.graph.node if n.op_type in ("GlobalAveragePool", "Gemm")}
     keep.add(made_by["neutral"].name)
-    keep.add(made_by["residue_energy"].name)
+    feeds: dict[str, list] = {}
+    for n in model.graph.node:
+        for name in n.input:
+            feeds.setdefault(name, []).append(n.name)
+    results = {o.name for o in model.graph.output}
+    energies = {made_by["residue_energy"].name}
+    for n in reversed(model.graph.node):
+        if all(o not in results and feeds.get(o) and set(feeds[o]) <= energies for o in n.output):
+            energies.add(n.name)
+    keep |= energies
     tail = {o for n in model.graph.node if n.op_type == "GlobalAveragePool" for o in n.output}
     keep |= {n.name for n in model.graph.node if n.op_type == "Concat" and set(n.input) & tail}
     return tuple(sorted(keep))
@@ -137,6 +151,11 @@ def float_tail(model: onnx.ModelProto) -> tuple[str, ...]:
 
 def run_derl(args: argparse.Namespace) -> int:
     module = derl_float(args)
+    if args.fit_neutrality or not args.from_bundle:
+        scale = neutrality.fit_module(module, args.data)
+        MEASURED.mkdir(exist_ok=True)
+        (MEASURED / "derl_neutrality.json").write_text(json.dumps(scale, indent=1) + "\n")
+        print(json.dumps(scale))
     plain = export_derl(module, args.work / "derl_float.onnx")
     if args.float_only:
         return 0

@@ -11,7 +11,7 @@ from .quantize import MEASURED
 
 RUN = "python -m visaged_training"
 # Of the bundles. The last number grows with the weights, the graph or the figures; the others are those of the daemon.
-VERSIONS = {"detector": "0.1.1", "derl": "0.1.0"}
+VERSIONS = {"detector": "0.1.1", "derl": "0.1.1"}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -212,11 +212,11 @@ def derl_documents(folder: Path) -> tuple[dict, str]:
         "provenance": [
             {
                 "source": "FER+ labels (crowd-emotion @ 95c07555f685) on FER-2013 pictures", "licence": "MIT (labels); pictures not redistributed",
-                "use": "classifier training, neutral and expressive faces for the generator, calibration; valid: choice and measurement",
+                "use": "classifier training, neutral and expressive faces for the generator, calibration, neutrality; valid: choice and measurement",
             },
             {"source": "MakeHuman heads", "licence": "CC0-1.0", "use": "rendered pairs for the generator"},
             {"source": "VALID avatars @ c4719df7a2b6", "licence": "MIT", "use": "rendered pairs for the generator"},
-            {"source": "webmorphR.stim London and Canada", "licence": "CC BY 4.0", "use": "pairs and neutral faces (12 people held out), calibration, measurement"},
+            {"source": "webmorphR.stim London and Canada", "licence": "CC BY 4.0", "use": "pairs and neutral faces (12 people held out), calibration, neutrality, measurement"},
             {"source": "SFHQ", "licence": "MIT", "use": "measurement"},
         ],
     }  # fmt: skip
@@ -241,6 +241,21 @@ def derl_documents(folder: Path) -> tuple[dict, str]:
     queries = [
         [k, ", ".join(f"{n} {c}" for n, c in sorted(v.items(), key=lambda t: -t[1]))] for k, v in m["sfhq_queries"].items()
     ]
+    measured_on = neutrality["measured"]
+    kind_names = {
+        "ferplus": "FER+ train ({} neutral, {} happy or surprised)",
+        "photographs": "London people of the training ({} at rest, {} smiling)",
+        "renders": "renders ({} neutral, {} expressive)",
+    }
+    kinds = ", ".join(kind_names[k].format(*n) for k, n in neutrality["faces"].items())
+    renders = measured_on["renders"]
+    closeness = [
+        [label, r["pictures"], r["mean"], percent(r["below_tenth"]), percent(r["above_nine_tenths"])]
+        for label, r in [
+            *((f"FER+ valid, {n}", r) for n, r in measured_on["ferplus_valid"]["classes"].items()),
+            *((f"London, held-out people, {k}", measured_on["london_held_out"][k]) for k in ("neutral", "smile")),
+        ]
+    ]
     took = m.get("classifier_training", {})
     card = f"""# derl
 
@@ -251,8 +266,8 @@ Takes the expression out of a face and reads the emotion from what was taken: De
 
 Input `luminance` [1, 1, 64, 64]: BT.601 luminance of the aligned 128x128 face, area-averaged to 64x64, then
 (x - mean) / (std + 8) over the picture. Outputs: `neutral`, the face without expression in the same units; `logits` for
-{", ".join(EMOTIONS)}; `residue_energy`, how much was taken out: the mean over the face of the delta, then one value for each
-pair of equal-size layers (32, 16, 8, 4).
+{", ".join(EMOTIONS)}; `residue_energy`, how much was taken out: a weighted mean of
+the delta (see Neutrality), then one value for each pair of equal-size layers (32, 16, 8, 4).
 
 A generator (encoder-decoder, output = input + delta) was trained as a conditional GAN on pairs of an expressive and a
 neutral face, then frozen; small local nets read each pair of equal-size encoder and decoder layers, and their last layers
@@ -291,9 +306,22 @@ Int8 changes the neutral face by {m["neutral_parity"]["mean_abs_grey_levels"]} g
 {percent(m["neutralised_ferplus"]["happy_or_surprised_called_neutral"])} are called neutral after neutralising
 ({percent(m["neutralised_ferplus"]["before"])} before).
 
-`neutrality` = clamp((ceiling - e) / (ceiling - floor), 0, 1) with e = residue_energy[{neutrality["energy_index"]}], floor {neutrality["floor"]} (median of
-strictly neutral FER+ valid faces), ceiling {neutrality["ceiling"]} (90th percentile of strictly happy or surprised ones). It puts a happy or
-surprised face below a neutral one {percent(neutrality["separation"][neutrality["energy_index"]])} of the time.
+### Neutrality
+
+`neutrality` = clamp((ceiling - e) / (ceiling - floor), 0, 1) with e = residue_energy[{neutrality["energy_index"]}], floor {neutrality["floor"]}, ceiling
+{neutrality["ceiling"]}. The energy weighs places of the delta, some below zero, so that it tells neutral from expressive faces
+of three kinds of training data alike: {kinds}.
+Ridge {neutrality["ridge"]} and the scale come from people left out in turn (of whom it parts {percent(neutrality["separation_left_out"])}): at the floor at least half
+of the neutral faces of each kind read 1; the ceiling is the mean over the kinds of the expressive ones' medians. Measured on
+others (FER+ valid: labels with more than half of all votes):
+
+{table(["faces", "count", "mean neutrality", "below 0.1", "above 0.9"], closeness)}
+
+An expressive face has more residue than a neutral one {percent(measured_on["ferplus_valid"]["separation"])} of the time on FER+ valid (happy or surprised) and
+{percent(measured_on["london_held_out"]["separation"])} on held-out London people (smiles). In {renders["scenes"]} rendered scenes, other than those of the scale, with one expression growing from 0 to 1 in
+{len(renders["strengths"])} steps, faces read {", ".join(str(v) for v in renders["mean"])} on the mean (Spearman with the strength
+{renders["spearman_of_the_mean"]}); scene by scene the energy's Spearman is {renders["energy_spearman_median"]} in the median, {renders["energy_spearman_mean"]} on the mean. Where the generator leaves an
+expression in the face, as it does with many smiles of FER+, neutrality is too high: no scale can mend that.
 
 ## Outside FER+: the whole way on colour pictures
 

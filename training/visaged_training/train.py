@@ -174,16 +174,8 @@ def judge_generator(generator: nets.Generator, d: dict) -> dict:
 
 def weight_map() -> torch.Tensor:
     """Where expression lives: mouth and eyes count more."""
-    y, x = torch.meshgrid(torch.arange(64) + 0.5, torch.arange(64) + 0.5, indexing="ij")
-    w = 0.6 + 0.4 * nets.face_mask()[0, 0]
-    points = align.template() / 2
-
-    def bump(cx, cy, sx, sy):
-        return torch.exp(-(((x - cx) / sx) ** 2 + ((y - cy) / sy) ** 2))
-
-    w = w + 2.0 * bump(points[3:, 0].mean(), points[3:, 1].mean() + 1, 12, 7)
-    for eye in points[:2]:
-        w = w + 1.2 * bump(eye[0], eye[1] - 2, 8, 6)
+    mouth, eyes = nets.mouth_and_eyes()
+    w = 0.6 + 0.4 * nets.face_mask()[0, 0] + 2.0 * mouth + 1.2 * eyes
     return (w / w.mean())[None, None].float()
 
 
