@@ -4,21 +4,27 @@ use std::arch::x86_64::*;
 
 use super::super::{Activation, BLOCK, Post, Store};
 
-/// Bounds of byte outputs, as vectors want them.
+/// Bounds of byte outputs, as vectors want them. Each lies where a vector as wide as itself may be loaded aligned: the widest first.
 #[derive(Clone, Debug)]
 #[repr(C, align(64))]
 pub(super) struct Bounds {
+    /// Zero-point, lowest and highest byte for 32-bit lanes.
+    pub(super) wide_zero: [i32; 16],
+    pub(super) wide_low: [i32; 16],
+    pub(super) wide_high: [i32; 16],
     /// Zero-point.
     pub(super) zero: [i16; 16],
     /// Lowest byte.
     pub(super) low: [u8; 32],
     /// Highest byte.
     pub(super) high: [u8; 32],
-    /// The same three for 32-bit lanes.
-    pub(super) wide_zero: [i32; 16],
-    pub(super) wide_low: [i32; 16],
-    pub(super) wide_high: [i32; 16],
 }
+
+const _: () = {
+    use std::mem::offset_of;
+    assert!(offset_of!(Bounds, wide_low).is_multiple_of(64) && offset_of!(Bounds, wide_high).is_multiple_of(64));
+    assert!(offset_of!(Bounds, low).is_multiple_of(32) && offset_of!(Bounds, high).is_multiple_of(32));
+};
 
 impl Bounds {
     fn new(zero_point: i32, low: f32, high: f32) -> Self {
