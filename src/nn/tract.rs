@@ -5,7 +5,7 @@
 //! tensor, `FakeQuant`, and weights are dequantised once, when the graph is read. The values are those that QDQ defines,
 //! up to the order of float sums.
 //!
-//! Invariant: whoever calls [`Plan::prepare`] has verified the bytes (see [`models`](crate::models)); this module does not
+//! Invariant: whoever calls [`nn::Plan::prepare`](super::Plan::prepare) has verified the bytes (see [`models`](crate::models)); this module does not
 //! defend against hostile graphs, it only reports what tract refuses.
 
 use std::collections::HashMap;
