@@ -1,4 +1,4 @@
-"""`evaluate detector|derl`: every figure that the cards and manifests carry, written to training/measured/NAME.json."""
+"""`evaluate detector|derl|stress`: every figure that the cards and manifests carry, written to training/measured/NAME.json."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .quantize import MEASURED
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=["detector", "derl"])
+    parser.add_argument("what", choices=["detector", "derl", "stress"], help="stress: derl where it gets hard, and by group")
     data.add_data_argument(parser)
     parser.add_argument("--work", type=Path, default=data.WORK, help="folder of the float graphs (see `quantize`)")
     parser.add_argument("--bundles", type=Path, default=data.BUNDLES)
@@ -33,6 +33,13 @@ def store(name: str, result: dict) -> None:
     (MEASURED / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
+def litert(args: argparse.Namespace, name: str, like):
+    """The bundle's .tflite with the outputs of its ONNX session."""
+    from .litert import Session
+
+    return Session(args.bundles / name / "model.tflite", [o.name for o in like.get_outputs()])
+
+
 # --- detector --------------------------------------------------------------------------------------------------------
 
 
@@ -49,6 +56,9 @@ def run_detector(args: argparse.Namespace) -> int:
         "packs": detector.parity(args.data, nets["float"], nets["int8"], limit=args.limit),
     }
     print(json.dumps(result["parity"]["packs"]["all"]))
+    lite = litert(args, "detector", nets["int8"])
+    result["litert"] = detector.parity(args.data, nets["float"], lite, limit=args.limit)["all"]
+    print(json.dumps(result["litert"]))
     result["steadiness"] = detector.steadiness(args.data, args.bundles / "detector" / "model.onnx", limit=args.limit)
     print(json.dumps(result["steadiness"]))
     if not args.no_sizes:
@@ -195,6 +205,12 @@ def run_derl(args: argparse.Namespace) -> int:
         "ece": round(calibration_error(softmax(b["logits"][use], temperature), label), 4),
         "ece_before": round(calibration_error(softmax(b["logits"][use]), label), 4),
     }
+    lite = through(litert(args, "derl", small), faces, "tflite")
+    result["litert"] = {
+        "int8": scores(lite["logits"], valid),
+        "agreement": round(float((lite["logits"].argmax(1) == answer).mean()), 4),
+        "logits_mean_abs": round(float(np.abs(lite["logits"] - b["logits"]).mean()), 4),
+    }
     changed = np.abs(denormalise(b["neutral"][:, 0], faces) - denormalise(a["neutral"][:, 0], faces)).mean()
     result["neutral_parity"] = {"mean_abs_grey_levels": round(float(changed), 3)}
     result["generator"] = (
@@ -207,6 +223,9 @@ def run_derl(args: argparse.Namespace) -> int:
         if (args.work / "classifier.json").exists()
         else result.get("classifier_training", {})
     )
+
+    if (args.work / "joint.json").exists():
+        result["joint"] = json.loads((args.work / "joint.json").read_text())
 
     # The whole way on colour pictures: detector bundle, template, expression bundle.
     find = yunet.session(args.bundles / "detector" / "model.onnx")
@@ -272,5 +291,50 @@ def run_derl(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_stress(args: argparse.Namespace) -> int:
+    """FER+ valid here: strict majorities alone, so that what falls is the net and not the label."""
+    from . import stress
+
+    net = yunet.session(args.bundles / "derl" / "model.onnx")
+    valid = data.ferplus(args.data, "valid")
+    shown = np.nonzero(valid.strict)[0][:1200]
+    faces = align.crop64(valid.images[shown])
+
+    def answer(crops: np.ndarray) -> np.ndarray:
+        x = align.standardise(crops)[:, None]
+        return np.array([net.run(["logits"], {"luminance": f[None]})[0].argmax() for f in x])
+
+    result = stress.measure(args.data, answer, (faces, valid.plurality[shown]))
+    result["ferplus_faces"] = len(faces)
+    result["london"] = london_by_group(args, answer)
+    store("derl_stress", result)
+    print(json.dumps(result))
+    return 0
+
+
+def london_by_group(args: argparse.Namespace, answer) -> dict:
+    """Neutral and smile called as such, by what people said of themselves."""
+    from . import stress
+
+    marks = np.load(args.data / "london" / "landmarks.npz")
+    about = {str(f)[:3]: i for i, f in enumerate(marks["files"])}
+    find = yunet.session(args.bundles / "detector" / "model.onnx")
+    entries = data.london(args.data)
+    crops, kept = aligned_faces(args.data, find, [e["path"] for e in entries])
+    right = answer(np.stack([align.luminance64(c) for c in crops])) == [int(entries[i]["smile"]) for i in kept]
+    groups = []
+    for i in kept:
+        k = about[entries[i]["id"]]
+        age = int(marks["age"][k])
+        groups.append(
+            {
+                "gender": str(marks["gender"][k]),
+                "ethnicity": str(marks["ethnicity"][k]),
+                "age": "unknown" if age < 0 else "below 25" if age < 25 else "25 to 34" if age < 35 else "35 and older",
+            }
+        )
+    return {"right": round(float(right.mean()), 4), "groups": stress.by_group(groups, right[:, None])}
+
+
 def run(args: argparse.Namespace) -> int:
-    return run_detector(args) if args.what == "detector" else run_derl(args)
+    return {"detector": run_detector, "derl": run_derl, "stress": run_stress}[args.what](args)

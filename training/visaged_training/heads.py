@@ -157,6 +157,7 @@ class MakeHuman:
         for race, share in ((self.race, 1 - mix), (second, mix)):
             self._add(v, "macro", f"{race}-{sex}-young", share * (1 - old))
             self._add(v, "macro", f"{race}-{sex}-old", share * old)
+        self.sex, self.age = sex, "old" if old > 0.5 else "young"
         age = "old" if old > 0.6 else "young"
         body = f"universal-{sex}-{age}-averagemuscle-{('min', 'average', 'max')[rng.integers(3)]}weight"
         if ("universal", body) in self.index:

@@ -1,4 +1,4 @@
-"""`quantize detector|derl`: float weights -> models-quantized/NAME/{model.onnx, weights.safetensors}."""
+"""`quantize detector|derl`: float weights -> models-quantized/NAME/{model.onnx, model.tflite, weights.safetensors}."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from safetensors.numpy import save_file
 
 from . import align, data, detector, graphs, neutrality
 
+# Pictures of a .tflite have one size. The detector's is the daemon's coarse look.
+FIXED = {"detector": (1, 3, 256, 320), "derl": (1, 1, 64, 64)}
 MEASURED = data.ROOT / "training" / "measured"
 
 
@@ -36,9 +38,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def write(bundles: Path, name: str, model: onnx.ModelProto, weights: dict | None, notes: dict) -> None:
+    from . import tflite  # needs what `ai-edge-litert` brings
+
     folder = bundles / name
     folder.mkdir(parents=True, exist_ok=True)
     onnx.save(model, folder / "model.onnx")
+    (folder / "model.tflite").write_bytes(tflite.convert(model, FIXED[name]))
     if weights is not None:
         save_file({k: np.ascontiguousarray(v) for k, v in weights.items()}, folder / "weights.safetensors")
         (folder / "weights.safetensors").chmod(0o644)

@@ -1,4 +1,4 @@
-"""`train generator|classifier`: both on CPU or CUDA; schedules run by the clock, checkpoints every few minutes."""
+"""`train generator|classifier|joint`: on CPU or CUDA; schedules run by the clock, checkpoints every few minutes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ from . import EMOTIONS, align, augment, data, nets
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=["generator", "classifier"])
+    parser.add_argument("what", choices=["generator", "classifier", "joint"])
     data.add_data_argument(parser)
     parser.add_argument("--pairs", type=Path, default=data.WORK / "pairs.npz", help="rendered pairs made by `synth`")
     parser.add_argument("--out", type=Path, default=data.WORK, help="folder for checkpoints and logs")
     parser.add_argument("--generator", type=Path, help="classifier: generator weights (default OUT/generator.pt)")
     parser.add_argument("--minutes", type=float, default=14, help="wall-clock length of the whole schedule")
     parser.add_argument("--batch", type=int, default=0, help="pictures a step (default 48 or 64)")
-    parser.add_argument("--rate", type=float, default=0.0, help="peak learning rate (default 1.5e-3 or 0.07)")
+    parser.add_argument("--rate", type=float, default=0.0, help="peak learning rate (default 1.5e-3, 0.07 or 0.04)")
+    parser.add_argument(
+        "--bundle", type=Path, default=data.BUNDLES / "derl" / "weights.safetensors", help="joint: the weights it starts from"
+    )
     parser.add_argument("--balance", type=float, default=0.25, help="classifier: 0 = classes as they come, 1 = all equal")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
@@ -441,4 +444,8 @@ def train_classifier(args) -> int:
 def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.what == "joint":
+        from . import joint
+
+        return joint.run(args)
     return train_generator(args) if args.what == "generator" else train_classifier(args)

@@ -1,0 +1,307 @@
+"""`train joint`: generator and classifier together from the bundle's weights, then the generator frozen.
+
+The paper freezes the generator before anything reads its layers. Trained on pairs alone, it leaves expressions in real
+photographs and keeps little that tells the rare emotions apart. So for the first part of the schedule three more things
+move it, each with a small weight: the classifier's own loss, through its layers; a judge, the classifier and generator
+of the last bundle, that should call what it made of an expressive photograph neutral, seen through a blur and a shift so
+that no pattern invisible to a person will do; and the adversary that looks at single faces. Then it is frozen, as in the
+paper, and the classifier goes on alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import nn
+from tqdm import tqdm
+
+from . import align, augment, data, nets
+from .train import (
+    Average,
+    Clock,
+    Frozen,
+    device,
+    generator_data,
+    judge_classifier,
+    judge_generator,
+    last,
+    london_pairs,
+    predict,
+    rate,
+    sampling,
+    save,
+    weight_map,
+)
+
+TOGETHER = 0.45  # share of the schedule before the generator is frozen
+SHARE = 0.25  # how much of the classifier's gradient reaches the generator
+BATCH = {"ferplus": 64, "render": 16, "london": 6}
+HEADS = (0.4, 0.2, 0.1, 0.1)
+SOFTENED = 0.1  # of a rendered or posed label's certainty goes to the other emotions
+ENOUGH = 12  # expressive photographs a step that the judge of neutrality sees
+
+
+def unfold(module: nn.Module, bundle: dict[str, torch.Tensor], batch: torch.Tensor) -> None:
+    """Weights without batch norm back into a module with it; `batch` gives each layer its statistics.
+
+    What the module gives in eval mode is what the bundle gave.
+    """
+    handles = []
+    for path, part in module.named_modules():
+        pair = list(part.children()) if isinstance(part, nn.Sequential) else []
+        if len(pair) == 2 and isinstance(pair[1], nn.BatchNorm2d):
+            pair[0].weight.data.copy_(bundle[f"{path}.weight"])
+            bias = bundle[f"{path}.bias"]
+
+            def settle(norm, inputs, bias=bias):
+                mean, var = inputs[0].mean((0, 2, 3)), inputs[0].var((0, 2, 3), correction=0)
+                norm.running_mean.copy_(mean)
+                norm.running_var.copy_(var)
+                norm.weight.data.copy_((var + norm.eps).sqrt())
+                norm.bias.data.copy_(mean + bias)
+
+            handles.append(pair[1].register_forward_pre_hook(settle))
+        elif isinstance(part, (nn.Conv2d, nn.Linear)) and f"{path}.weight" in bundle and path.split(".")[-1] != "0":
+            part.weight.data.copy_(bundle[f"{path}.weight"])
+            part.bias.data.copy_(bundle[f"{path}.bias"])
+    module.eval()
+    with torch.no_grad():
+        module(batch)
+    for handle in handles:
+        handle.remove()
+
+
+def bundle_modules(path) -> tuple[nets.Derl, nets.Derl]:
+    """The bundle as it is, folded and frozen, and an empty module of the same shape with batch norm."""
+    folded = nets.Derl(nets.Generator(), nets.Classifier())
+    nets.fold(folded.eval())
+    folded.load_state_dict(load_file(path), strict=False)
+    return folded.requires_grad_(False).eval(), nets.Derl(nets.Generator(), nets.Classifier())
+
+
+def labels(hard: np.ndarray) -> np.ndarray:
+    """One-hot, softened."""
+    return (np.eye(8, dtype=np.float32)[hard] * (1 - SOFTENED) + SOFTENED / 8).astype(np.float32)
+
+
+class Material:
+    """What a step is made of: FER+ with votes, rendered pairs, London pairs; each face with its neutral where known."""
+
+    def __init__(self, args: argparse.Namespace, rng: np.random.Generator):
+        self.rng = rng
+        self.valid = data.ferplus(args.data, "valid")
+        self.seen = torch.from_numpy(align.crop64(self.valid.images))[:, None]
+        train = data.ferplus(args.data, "train")
+        target, keep = data.soft_labels(train.votes)
+        self.faces = torch.from_numpy(align.crop64(train.images[keep]))[:, None]
+        self.target = torch.from_numpy(target[keep])
+        self.chance = sampling(target[keep], args.balance)
+        self.pairs = generator_data(args)
+        real = london_pairs(args.data)
+        use = ~real["validation"]
+        # A smile with the person's neutral face, and the neutral face with itself.
+        self.london = torch.from_numpy(
+            np.concatenate([np.stack([real["face"], real["neutral"]], 1), np.stack([real["still"]] * 2, 1)])[np.tile(use, 2)]
+        )
+        self.london_target = torch.from_numpy(labels(np.repeat([1, 0], use.sum())))
+        self.render_target = torch.from_numpy(labels(self.pairs["render_label"].numpy().astype(int)))
+        self.order, self.at = rng.permutation(0), 0
+
+    def ferplus(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.at + count > len(self.order):
+            self.order, self.at = self.rng.choice(len(self.faces), len(self.faces), p=self.chance), 0
+        chosen = torch.from_numpy(self.order[self.at : self.at + count])
+        self.at += count
+        return self.faces[chosen].float(), self.target[chosen]
+
+    def step(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Faces with their neutral ones [N, 2, 64, 64] standardised (FER+ first, twice the face), labels [N, 8]."""
+        faces, votes = self.ferplus(BATCH["ferplus"])
+        r = torch.randint(0, len(self.pairs["render"]), (BATCH["render"],))
+        k = torch.randint(0, len(self.london), (BATCH["london"],))
+        photographs = augment.affine(faces.repeat(1, 2, 1, 1), 0.24, 0.15, 0.12)
+        rendered = augment.affine(self.pairs["render"][r].float(), 0.05, 0.03, 0.02)
+        london = augment.affine(self.london[k].float(), 0.15, 0.08, 0.06)
+        both = augment.noise(augment.small(augment.tone(torch.cat([photographs, rendered, london]))))
+        both = augment.standardise(both, both[:, :1])
+        return last(both), torch.cat([votes, self.render_target[r], self.london_target[k]]), faces
+
+
+def damped(pairs, share: float):
+    """The same layers, with a gradient that goes back at a share of its size."""
+    return [tuple(t * share + t.detach() * (1 - share) for t in pair) for pair in pairs]
+
+
+def cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return -(target * F.log_softmax(logits, 1)).sum(1)
+
+
+class Neutraliser:
+    """The losses of the generator: known pairs, the two adversaries, and the judge of neutrality."""
+
+    def __init__(self, judge: nets.Derl, where: torch.device):
+        self.judge = judge
+        self.pair, self.face = (nets.Discriminator(n).to(where, memory_format=torch.channels_last) for n in (2, 1))
+        self.weights = weight_map().to(where)
+        self.calm_area = (self.weights < 1).float()
+        self.optimiser = torch.optim.Adam([*self.pair.parameters(), *self.face.parameters()], 4e-4, betas=(0.5, 0.99))
+
+    def __call__(self, both, made, votes, adversarial: bool) -> tuple[torch.Tensor, dict]:
+        n = BATCH["ferplus"]
+        x, target = both[:, :1], both[:, 1:]
+        calm = torch.nonzero(votes[:n, 0] >= 0.7).flatten()
+        moved = torch.nonzero((votes[:n, 0] <= 0.2) & (votes[:n, 1:].max(1).values >= 0.6)).flatten()
+        known = torch.cat([calm, torch.arange(n, len(both))])
+        error = F.smooth_l1_loss(made, target, beta=0.25, reduction="none") * self.weights
+        off = (made - target)[known]
+        edges = off.diff(dim=3).abs().mean() + off.diff(dim=2).abs().mean()
+        loss = 10 * error[known].mean() + 2 * edges + (error[moved] * (0.2 + 2.5 * self.calm_area)).mean()
+        some = moved[:ENOUGH]
+        blurred = F.avg_pool2d(F.pad(made[some], (1, 1, 1, 1), mode="replicate"), 3, 1) if torch.rand(()) < 0.5 else made[some]
+        shifted = augment.affine(blurred, 0.1, 0.06, 0.05)
+        judged = self.judge.classifier(self.judge.generator(last(shifted))[1])
+        neutral = -F.log_softmax(judged, 1)[:, 0].mean()
+        loss = loss + 0.25 * neutral
+        if adversarial:
+            fooled = self.pair(last(torch.cat([x, made], 1)[known]))
+            loss = loss - 0.05 * fooled.mean() - 0.2 * self.face(last(made[moved])).mean()
+        self.sets = (known, moved, calm)
+        return loss, {"L1": error[known].mean().item(), "judge": neutral.item()}
+
+    def learn(self, both, made) -> float:
+        """One step of the adversaries (hinge)."""
+        x, target = both[:, :1], both[:, 1:]
+        known, moved, calm = self.sets
+        made = made.detach()
+        real_pair, fake_pair = (self.pair(last(torch.cat([x, y], 1)[known])) for y in (target, made))
+        real_face, fake_face = self.face(last(x[calm])), self.face(last(made[moved]))
+        loss = sum(F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in ((real_pair, fake_pair), (real_face, fake_face)))
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimiser.step()
+        return loss.item()
+
+
+@torch.no_grad()
+def judged_neutral(judge: nets.Derl, generator: nets.Generator, material: Material) -> float:
+    """Share of strictly happy or surprised FER+ valid faces whose neutral face the judge calls neutral."""
+    happy = material.valid.strict & np.isin(material.valid.plurality, (1, 2))
+    right = []
+    for x in augment.standardise(material.seen[happy][:600].float()).split(150):
+        made = x + generator(last(x))[0]
+        right.append(judge.classifier(judge.generator(last(made))[1]).argmax(1) == 0)
+    return round(float(torch.cat(right).float().mean()), 4)
+
+
+def run(args: argparse.Namespace) -> int:
+    torch.manual_seed(args.seed)
+    rng = np.random.default_rng(args.seed)
+    where = device()
+    material = Material(args, rng)
+    judge, net = bundle_modules(args.bundle)
+    start, _, _ = (torch.cat(parts) for parts in zip(*(material.step() for _ in range(6)), strict=True))
+    unfold(net, load_file(args.bundle), start[:, :1])
+    judge, net = judge.to(where), net.to(where, memory_format=torch.channels_last)
+    g, c = net.generator, net.classifier
+    losses = Neutraliser(judge, where)
+    average_g, average_c = Average(g, 0.998), Average(c, 0.999)
+    peak_g, peak_c = 8e-4, args.rate or 0.04
+    opt_g = torch.optim.AdamW(g.parameters(), peak_g, betas=(0.5, 0.99), weight_decay=0.01)
+    matrices, others = ([p for p in c.parameters() if (p.ndim > 1) == wide] for wide in (True, False))
+    opt_c = torch.optim.SGD(
+        [{"params": matrices, "weight_decay": 5e-4}, {"params": others, "weight_decay": 0}], peak_c, momentum=0.9, nesterov=True
+    )
+    parts = {
+        "g": g, "c": c, "average_g": average_g.module, "average_c": average_c.module, "opt_g": opt_g, "opt_c": opt_c,
+        "pair": losses.pair, "face": losses.face, "opt_d": losses.optimiser,
+    }  # fmt: skip
+    checkpoint, step, spent = args.out / "joint.ckpt", 0, 0.0
+    if args.resume and checkpoint.exists():
+        s = torch.load(checkpoint, weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(s[name])
+        average_g.steps = average_c.steps = step = s["step"]
+        spent = s["spent"]
+    clock, saved, shown, frozen, pictures = Clock(args.minutes, spent), time.time(), {}, None, 0
+    bar = tqdm(total=1000, desc="joint", bar_format="{l_bar}{bar}| {elapsed}<{remaining} {postfix}", mininterval=20)
+
+    def keep() -> None:
+        save(checkpoint, {**{k: v.state_dict() for k, v in parts.items()}, "step": step, "spent": clock.spent()})
+        save(args.out / "generator.pt", average_g.module.state_dict())
+        save(args.out / "classifier.pt", average_c.module.state_dict())
+
+    def judgement() -> dict:
+        still = Frozen(nets.fold(Average(average_g.module, 1).module).to(where), where, args.threads)
+        return {
+            **judge_classifier(predict(still, average_c.module, material.seen), material.valid),
+            **judge_generator(average_g.module, material.pairs),
+            "judged_neutral": judged_neutral(judge, average_g.module, material),
+        }
+
+    def smooth(new: dict) -> None:
+        for name, value in new.items():
+            shown[name] = round(shown.get(name, value) + 0.02 * (value - shown.get(name, value)), 4)
+
+    while (progress := clock.progress()) < 1:
+        together = progress < TOGETHER
+        for opt, at, peak in ((opt_c, progress, peak_c), (opt_g, progress / TOGETHER, peak_g)):
+            for group in opt.param_groups:
+                group["lr"] = rate(min(1.0, at), step, peak, 300)
+        if not together and frozen is None:
+            g.load_state_dict(average_g.module.state_dict())
+            frozen = Frozen(nets.fold(Average(g, 1).module).requires_grad_(False).to(where), where, args.threads)
+        both, votes, _ = material.step()
+        both, votes = both.to(where), votes.to(where)
+        x = both[:, :1]
+        c.train()
+        if together:
+            g.train()
+            erased = augment.erase(x)
+            delta, pairs = g(last(erased))
+            made = erased + delta
+            # A neutral face is wanted of what the generator saw, holes and all.
+            both = torch.cat([erased, torch.where(erased == x, both[:, 1:], erased)], 1)
+            loss, figures = losses(both, made, votes, adversarial=step > 300)
+            pairs = damped(pairs, SHARE)
+        else:
+            loss, figures, pairs = 0.0, {}, frozen(augment.erase(x))
+        logits, heads = c(pairs, auxiliary=True)
+        entropy = cross_entropy(logits, votes)
+        smooth({"loss": entropy[: BATCH["ferplus"]].mean().item(), **figures})
+        loss = loss + entropy.mean()
+        for head, share in zip(heads, HEADS, strict=True):
+            loss = loss + share * cross_entropy(head, votes).mean()
+        opt_c.zero_grad(set_to_none=True)
+        opt_g.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(c.parameters(), 5.0)
+        opt_c.step()
+        if together:
+            torch.nn.utils.clip_grad_norm_(g.parameters(), 5.0)
+            opt_g.step()
+            if step % 2 == 0:
+                smooth({"D": losses.learn(both, made)})
+            average_g.update(g)
+        average_c.update(c)
+        step += 1
+        pictures = step * sum(BATCH.values())
+        if time.time() - saved > args.save_every:
+            saved = time.time()
+            keep()
+            told = {"minute": round(clock.spent() / 60, 1), "step": step, "pictures": pictures, **shown, **judgement()}
+            print(json.dumps(told), flush=True)
+        bar.n = int(1000 * progress)
+        bar.set_postfix(step=step, **shown, refresh=False)
+        bar.update(0)
+    bar.close()
+    keep()
+    result = {**judgement(), "steps": step, "pictures": pictures, "together": TOGETHER, "share": SHARE}
+    (args.out / "joint.json").write_text(json.dumps(result, indent=1))
+    print(json.dumps(result))
+    return 0
