@@ -39,7 +39,7 @@ from .train import (
     weight_map,
 )
 
-TOGETHER = 0.45  # share of the schedule before the generator is frozen
+TOGETHER = 0.32  # share of the schedule before the generator is frozen
 SHARE = 0.25  # how much of the classifier's gradient reaches the generator
 BATCH = {"ferplus": 64, "render": 16, "london": 6}
 HEADS = (0.4, 0.2, 0.1, 0.1)
