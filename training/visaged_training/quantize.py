@@ -31,6 +31,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="derl: fit the first residue energy and its scale again (from checkpoints that is always done)",
     )
+    parser.add_argument("--balance", type=float, default=0.25, help="derl: what `train` was given, for the shares of the classes")
     parser.add_argument("--calibration", choices=list(graphs.METHODS), default="minmax")
     parser.add_argument("--count", type=int, help="calibration pictures (default: 160 for the detector, 256 for derl)")
     parser.add_argument("--float-only", action="store_true", help="stop after writing WORK/NAME_float.onnx")
@@ -113,6 +114,23 @@ def derl_float(args: argparse.Namespace):
     return module.eval()
 
 
+def fit_prior(module, root: Path, balance: float) -> dict:
+    """Takes the logit adjustment into the last bias; what was chosen, and from what (see `prior`)."""
+    import torch
+
+    from . import prior, train
+
+    train_set, valid = data.ferplus(root, "train"), data.ferplus(root, "valid")
+    target, keep = data.soft_labels(train_set.votes)
+    share = prior.shares(target[keep], train.sampling(target[keep], balance))
+    faces = torch.from_numpy(align.standardise(align.crop64(valid.images)))[:, None]
+    with torch.no_grad():
+        logits = np.concatenate([module(x)[1].numpy() for x in faces.split(256)])
+        tau, tried = prior.choose(logits, valid, share)
+        module.classifier.final.bias -= tau * torch.log(torch.from_numpy(share)).float()
+    return {"tau": tau, "balance": balance, "shares": [round(float(s), 5) for s in share], "tried": tried}
+
+
 def export_derl(module, path: Path) -> onnx.ModelProto:
     """torch -> ONNX opset 17 with node names that say where they come from."""
     import torch
@@ -161,6 +179,10 @@ def run_derl(args: argparse.Namespace) -> int:
         MEASURED.mkdir(exist_ok=True)
         (MEASURED / "derl_neutrality.json").write_text(json.dumps(scale, indent=1) + "\n")
         print(json.dumps(scale))
+    if not args.from_bundle:
+        adjusted = fit_prior(module, args.data, args.balance)
+        (MEASURED / "derl_prior.json").write_text(json.dumps(adjusted, indent=1) + "\n")
+        print(json.dumps(adjusted))
     plain = export_derl(module, args.work / "derl_float.onnx")
     if args.float_only:
         return 0

@@ -222,6 +222,12 @@ def training_text(m: dict) -> str:
     gen, took, joint = m.get("generator", {}), m.get("classifier_training", {}), m.get("joint")
     text = f"""Generator alone: {gen.get("pictures", "?")} pictures shown; classifier on it: {took.get("pictures", "?")}, soft vote labels (single votes dropped),
 rare classes shown more often, moving average of the weights. Rendered pairs: MakeHuman and VALID heads. One thread, float32."""
+    adjusted = measured("derl_prior")
+    if adjusted:
+        plain, taken = adjusted["tried"][0], next(t for t in adjusted["tried"] if t["tau"] == adjusted["tau"])
+        text += f"""
+Logits are adjusted for the classes' shares in training (logit adjustment, tau {adjusted["tau"]}, the largest that costs at most 0.2 points on FER+ valid):
+plurality {percent(plain["plurality"], 2)} -> {percent(taken["plurality"], 2)}, mean recall {percent(plain["mean_recall"], 2)} -> {percent(taken["mean_recall"], 2)} (float)."""
     if not joint:
         return text
     return f"""{text}
