@@ -1,0 +1,562 @@
+//! The state machine of one roll-out. Pure: time and what devices answered come in, what to send comes out.
+//!
+//! Invariants: nothing is sent to a wave before every device of the waves before it has its outcome and none of these waves failed; a device's
+//! outcome never changes; nothing is sent unless the roll-out is running; whatever devices do, time alone brings it to its end.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::time::Micros;
+
+/// How large a wave is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    /// So many devices.
+    Count(u32),
+    /// So many in a hundred of all the roll-out's devices, rounded up.
+    Percent(u8),
+}
+
+impl FromStr for Size {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bad = || {
+            format!(
+                "{text:?} is no size of a wave: want a number of devices, such as 5, or a share of all, such as 10%"
+            )
+        };
+        match text.strip_suffix('%') {
+            Some(number) => match number.parse() {
+                Ok(percent @ 1..=100) => Ok(Self::Percent(percent)),
+                _ => Err(bad()),
+            },
+            None => match text.parse() {
+                Ok(count @ 1..) => Ok(Self::Count(count)),
+                _ => Err(bad()),
+            },
+        }
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Count(count) => write!(f, "{count}"),
+            Self::Percent(percent) => write!(f, "{percent}%"),
+        }
+    }
+}
+
+impl Serialize for Size {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// How a roll-out goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// Sizes of the waves, such as `["1", "10%"]`; what is left after them is the last wave.
+    #[schema(value_type = Vec<String>)]
+    pub waves: Vec<Size>,
+    /// A wave fails when more than so many in a hundred of its devices fail, reject or time out. 0: one is enough.
+    #[serde(default)]
+    pub abort_threshold_percent: u8,
+    /// A device that has not come to an end so long after its wave reached it has timed out; being away counts.
+    pub timeout_s: u32,
+    /// At most so many devices at a time.
+    #[serde(default)]
+    pub max_in_progress: Option<u32>,
+}
+
+impl Plan {
+    fn timeout(&self) -> Duration {
+        Duration::from_secs(self.timeout_s.into())
+    }
+}
+
+/// How a roll-out is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Goes on by itself.
+    Running,
+    /// Begins nothing new until it is resumed; devices in progress go on.
+    Paused,
+    /// Every wave went through.
+    Completed,
+    /// A wave failed: no further device is touched.
+    Aborted,
+    /// An operator ended it: no further device is touched.
+    Canceled,
+}
+
+impl State {
+    /// As in the store.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Completed => "completed",
+            Self::Aborted => "aborted",
+            Self::Canceled => "canceled",
+        }
+    }
+
+    /// From the store.
+    pub fn from_word(word: &str) -> Option<Self> {
+        [Self::Running, Self::Paused, Self::Completed, Self::Aborted, Self::Canceled]
+            .into_iter()
+            .find(|s| s.word() == word)
+    }
+
+    /// Begins nothing any more.
+    pub fn is_over(self) -> bool {
+        !matches!(self, Self::Running | Self::Paused)
+    }
+}
+
+/// How far one device is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Execution {
+    /// Its turn has not come.
+    Queued,
+    /// Its command is on its way, or being carried out.
+    InProgress,
+    /// Done.
+    Succeeded,
+    /// Tried; the former state stands again.
+    Failed,
+    /// The device did nothing.
+    Rejected,
+    /// No end in time.
+    TimedOut,
+    /// The roll-out ended before its turn.
+    Canceled,
+}
+
+impl Execution {
+    /// All of them.
+    pub const ALL: [Self; 7] =
+        [Self::Queued, Self::InProgress, Self::Succeeded, Self::Failed, Self::Rejected, Self::TimedOut, Self::Canceled];
+
+    /// As in the store.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::InProgress => "in_progress",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Rejected => "rejected",
+            Self::TimedOut => "timed_out",
+            Self::Canceled => "canceled",
+        }
+    }
+
+    /// From the store.
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|execution| execution.word() == word)
+    }
+
+    /// An outcome: does not change any more.
+    pub fn is_final(self) -> bool {
+        !matches!(self, Self::Queued | Self::InProgress)
+    }
+
+    /// Counts against the abort threshold.
+    pub fn is_failure(self) -> bool {
+        matches!(self, Self::Failed | Self::Rejected | Self::TimedOut)
+    }
+}
+
+/// What became of a device's command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// A final one.
+    pub execution: Execution,
+    /// For people.
+    pub detail: Option<String>,
+}
+
+/// One device of a roll-out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Its number in the store.
+    pub id: i64,
+    /// Its wave, from 0.
+    pub wave: usize,
+    /// How far it is.
+    pub execution: Execution,
+    /// Why.
+    pub detail: Option<String>,
+    /// When its command was written.
+    pub begun: Option<Micros>,
+    /// When it had its outcome.
+    pub ended: Option<Micros>,
+}
+
+/// One roll-out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rollout {
+    /// How it goes.
+    pub plan: Plan,
+    /// How it is.
+    pub state: State,
+    /// Why, where that is not plain.
+    pub reason: Option<String>,
+    /// The wave that it is at, from 0.
+    pub wave: usize,
+    /// By wave.
+    pub devices: Vec<Device>,
+}
+
+impl Rollout {
+    /// Ready to run over `devices`, in this order.
+    pub fn new(plan: Plan, devices: &[i64]) -> Self {
+        let waves = waves_of(&plan.waves, devices.len());
+        let device = |(id, wave): (&i64, usize)| Device {
+            id: *id,
+            wave,
+            execution: Execution::Queued,
+            detail: None,
+            begun: None,
+            ended: None,
+        };
+        let devices = devices.iter().zip(waves).map(device).collect();
+        Self { plan, state: State::Running, reason: None, wave: 0, devices }
+    }
+
+    /// One step at `now`, with what is known of devices in progress. Gives the devices whose command is to be written.
+    pub fn step(&mut self, outcomes: &HashMap<i64, Outcome>, now: Micros) -> Vec<i64> {
+        self.take_over(outcomes, now);
+        self.time_out(now);
+        if !self.state.is_over() {
+            self.abort_if_the_wave_failed(now);
+        }
+        if self.state != State::Running {
+            return Vec::new();
+        }
+        self.go_on_to_the_next_wave();
+        self.begin(now)
+    }
+
+    /// Begins nothing new until [`resume`](Self::resume). `false` where it does not run.
+    pub fn pause(&mut self) -> bool {
+        let runs = self.state == State::Running;
+        if runs {
+            self.state = State::Paused;
+        }
+        runs
+    }
+
+    /// Goes on. `false` where it is not paused.
+    pub fn resume(&mut self) -> bool {
+        let paused = self.state == State::Paused;
+        if paused {
+            self.state = State::Running;
+        }
+        paused
+    }
+
+    /// Ends it; devices in progress come to their own end. `false` where it is over.
+    pub fn cancel(&mut self, reason: String, now: Micros) -> bool {
+        let goes = !self.state.is_over();
+        if goes {
+            self.end(State::Canceled, reason, now);
+        }
+        goes
+    }
+
+    /// Over, and every device has its outcome.
+    pub fn is_settled(&self) -> bool {
+        self.state.is_over() && self.devices.iter().all(|device| device.execution.is_final())
+    }
+
+    fn take_over(&mut self, outcomes: &HashMap<i64, Outcome>, now: Micros) {
+        for device in self.devices.iter_mut().filter(|device| device.execution == Execution::InProgress) {
+            if let Some(outcome) = outcomes.get(&device.id).filter(|outcome| outcome.execution.is_final()) {
+                device.execution = outcome.execution;
+                device.detail.clone_from(&outcome.detail);
+                device.ended = Some(now);
+            }
+        }
+    }
+
+    fn time_out(&mut self, now: Micros) {
+        let timeout = self.plan.timeout();
+        for device in self.devices.iter_mut().filter(|device| device.execution == Execution::InProgress) {
+            if device.begun.is_none_or(|begun| now.since(begun) >= timeout) {
+                device.execution = Execution::TimedOut;
+                device.detail = Some(format!("no end within {} s", timeout.as_secs()));
+                device.ended = Some(now);
+            }
+        }
+    }
+
+    fn abort_if_the_wave_failed(&mut self, now: Micros) {
+        let of_wave = || self.devices.iter().filter(|device| device.wave == self.wave);
+        let (size, failed) = (of_wave().count(), of_wave().filter(|device| device.execution.is_failure()).count());
+        if failed * 100 > size * usize::from(self.plan.abort_threshold_percent) {
+            let (wave, threshold) = (self.wave + 1, self.plan.abort_threshold_percent);
+            let reason = format!("wave {wave}: {failed} of {size} devices failed, more than {threshold} %");
+            self.end(State::Aborted, reason, now);
+        }
+    }
+
+    fn end(&mut self, state: State, reason: String, now: Micros) {
+        self.state = state;
+        self.reason = Some(reason);
+        for device in self.devices.iter_mut().filter(|device| device.execution == Execution::Queued) {
+            device.execution = Execution::Canceled;
+            device.ended = Some(now);
+        }
+    }
+
+    fn go_on_to_the_next_wave(&mut self) {
+        let last = self.devices.iter().map(|device| device.wave).max();
+        while self.devices.iter().filter(|device| device.wave == self.wave).all(|device| device.execution.is_final()) {
+            if last.is_none_or(|last| self.wave >= last) {
+                self.state = State::Completed;
+                return;
+            }
+            self.wave += 1;
+        }
+    }
+
+    fn begin(&mut self, now: Micros) -> Vec<i64> {
+        if self.state != State::Running {
+            return Vec::new();
+        }
+        let busy = self.devices.iter().filter(|device| device.execution == Execution::InProgress).count();
+        let most = self.plan.max_in_progress.map_or(usize::MAX, |most| most as usize);
+        let wave = self.wave;
+        let next =
+            self.devices.iter_mut().filter(|device| device.wave == wave && device.execution == Execution::Queued);
+        next.take(most.saturating_sub(busy))
+            .map(|device| {
+                device.execution = Execution::InProgress;
+                device.begun = Some(now);
+                device.id
+            })
+            .collect()
+    }
+}
+
+/// The wave of each of `total` devices, in order.
+pub fn waves_of(sizes: &[Size], total: usize) -> Vec<usize> {
+    let mut waves = Vec::with_capacity(total);
+    for (wave, size) in sizes.iter().enumerate() {
+        let size = match size {
+            Size::Count(count) => *count as usize,
+            Size::Percent(percent) => (total * usize::from(*percent)).div_ceil(100),
+        };
+        waves.extend(std::iter::repeat_n(wave, size.min(total - waves.len())));
+    }
+    let left = total - waves.len();
+    waves.extend(std::iter::repeat_n(sizes.len(), left));
+    waves
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NOBODY: [i64; 0] = [];
+
+    fn plan(waves: &[&str], abort_threshold_percent: u8) -> Plan {
+        let waves = waves.iter().map(|size| size.parse().unwrap()).collect();
+        Plan { waves, abort_threshold_percent, timeout_s: 60, max_in_progress: None }
+    }
+
+    fn at(seconds: i64) -> Micros {
+        Micros(seconds * 1_000_000)
+    }
+
+    fn all(ids: &[i64], execution: Execution) -> HashMap<i64, Outcome> {
+        ids.iter().map(|id| (*id, Outcome { execution, detail: None })).collect()
+    }
+
+    #[test]
+    fn waves_have_their_sizes_and_the_last_takes_what_is_left() {
+        assert_eq!(waves_of(&plan(&["1", "25%"], 0).waves, 8), [0, 1, 1, 2, 2, 2, 2, 2]);
+        assert_eq!(waves_of(&plan(&["5", "100%"], 0).waves, 3), [0, 0, 0]);
+        assert_eq!(waves_of(&[], 2), [0, 0]);
+        for bad in ["0", "0%", "101%", "x", "", "-1"] {
+            assert!(bad.parse::<Size>().unwrap_err().contains("size of a wave"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_next_wave_begins_when_every_device_of_this_one_has_succeeded() {
+        let mut rollout = Rollout::new(plan(&["1", "2"], 0), &[1, 2, 3, 4]);
+        assert_eq!(rollout.step(&HashMap::new(), at(0)), [1]);
+        assert_eq!(rollout.step(&HashMap::new(), at(1)), NOBODY);
+        assert_eq!(rollout.step(&all(&[1], Execution::Succeeded), at(2)), [2, 3]);
+        assert_eq!(rollout.step(&all(&[2], Execution::Succeeded), at(3)), NOBODY);
+        assert_eq!(rollout.step(&all(&[3], Execution::Succeeded), at(4)), [4]);
+        rollout.step(&all(&[4], Execution::Succeeded), at(5));
+        assert_eq!((rollout.state, rollout.is_settled()), (State::Completed, true));
+    }
+
+    #[test]
+    fn one_failure_above_the_threshold_aborts_and_the_rest_is_never_touched() {
+        let mut rollout = Rollout::new(plan(&["2"], 50), &[1, 2, 3]);
+        rollout.step(&HashMap::new(), at(0));
+        rollout.step(&all(&[1], Execution::Failed), at(1));
+        assert_eq!(rollout.state, State::Running, "half of the wave may fail");
+        assert_eq!(rollout.step(&all(&[2], Execution::Rejected), at(2)), NOBODY);
+        assert_eq!(rollout.state, State::Aborted);
+        assert_eq!(rollout.reason.as_deref(), Some("wave 1: 2 of 2 devices failed, more than 50 %"));
+        assert_eq!(rollout.devices[2].execution, Execution::Canceled);
+        assert!(rollout.is_settled());
+    }
+
+    #[test]
+    fn a_device_that_never_answers_has_timed_out() {
+        let mut rollout = Rollout::new(plan(&["1"], 0), &[1, 2]);
+        rollout.step(&HashMap::new(), at(0));
+        rollout.step(&HashMap::new(), at(59));
+        assert_eq!(rollout.devices[0].execution, Execution::InProgress);
+        rollout.step(&HashMap::new(), at(60));
+        assert_eq!((rollout.devices[0].execution, rollout.state), (Execution::TimedOut, State::Aborted));
+    }
+
+    #[test]
+    fn paused_it_begins_nothing_and_resumed_it_goes_on() {
+        let mut rollout = Rollout::new(plan(&["1"], 0), &[1, 2]);
+        rollout.step(&HashMap::new(), at(0));
+        assert!(rollout.pause() && !rollout.pause());
+        assert_eq!(rollout.step(&all(&[1], Execution::Succeeded), at(1)), NOBODY);
+        assert_eq!(rollout.devices[0].execution, Execution::Succeeded, "what was begun comes to its end");
+        assert!(rollout.resume() && !rollout.resume());
+        assert_eq!(rollout.step(&HashMap::new(), at(2)), [2]);
+    }
+
+    #[test]
+    fn canceled_it_leaves_devices_in_progress_their_own_end() {
+        let mut rollout = Rollout::new(plan(&["1"], 0), &[1, 2]);
+        rollout.step(&HashMap::new(), at(0));
+        assert!(rollout.cancel("by ops".into(), at(1)) && !rollout.cancel("again".into(), at(1)));
+        assert!(!rollout.is_settled());
+        rollout.step(&all(&[1], Execution::Succeeded), at(2));
+        assert_eq!(
+            rollout.devices.iter().map(|d| d.execution).collect::<Vec<_>>(),
+            [Execution::Succeeded, Execution::Canceled]
+        );
+        assert_eq!((rollout.state, rollout.is_settled()), (State::Canceled, true));
+    }
+
+    #[test]
+    fn no_more_devices_are_in_progress_than_allowed() {
+        let mut rollout = Rollout::new(Plan { max_in_progress: Some(2), ..plan(&[], 0) }, &[1, 2, 3]);
+        assert_eq!(rollout.step(&HashMap::new(), at(0)), [1, 2]);
+        assert_eq!(rollout.step(&all(&[1], Execution::Succeeded), at(1)), [3]);
+    }
+
+    /// What may happen between two steps.
+    #[derive(Clone, Debug)]
+    enum Happens {
+        Answer(usize, Execution),
+        Pause,
+        Resume,
+        Cancel,
+        Nothing,
+    }
+
+    fn happens() -> impl Strategy<Value = Happens> {
+        let outcome = prop::sample::select(vec![
+            Execution::Succeeded,
+            Execution::Succeeded,
+            Execution::Failed,
+            Execution::Rejected,
+            Execution::InProgress,
+        ]);
+        prop_oneof![
+            8 => (0..40_usize, outcome).prop_map(|(device, outcome)| Happens::Answer(device, outcome)),
+            1 => Just(Happens::Pause),
+            2 => Just(Happens::Resume),
+            1 => Just(Happens::Cancel),
+            4 => Just(Happens::Nothing),
+        ]
+    }
+
+    fn sizes() -> impl Strategy<Value = Vec<Size>> {
+        let size = prop_oneof![(1..8_u32).prop_map(Size::Count), (1..=100_u8).prop_map(Size::Percent)];
+        prop::collection::vec(size, 0..4)
+    }
+
+    fn wave_failed(rollout: &Rollout, wave: usize) -> bool {
+        let of_wave = || rollout.devices.iter().filter(|d| d.wave == wave);
+        let failed = of_wave().filter(|d| d.execution.is_failure()).count();
+        failed * 100 > of_wave().count() * usize::from(rollout.plan.abort_threshold_percent)
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_happens_nothing_goes_past_a_failed_wave_and_each_device_has_one_outcome(
+            total in 0..40_usize,
+            waves in sizes(),
+            abort_threshold_percent in 0..=100_u8,
+            max_in_progress in prop::option::of(1..5_u32),
+            steps in prop::collection::vec((happens(), 0..30_i64), 0..80),
+        ) {
+            let plan = Plan { waves, abort_threshold_percent, timeout_s: 60, max_in_progress };
+            let ids: Vec<i64> = (0..total as i64).collect();
+            let mut rollout = Rollout::new(plan, &ids);
+            let (mut now, mut sent, mut outcomes) = (0, HashMap::<i64, u32>::new(), HashMap::<i64, Execution>::new());
+            // After the given steps time alone goes on: it must come to an end.
+            let rest = std::iter::repeat_n((Happens::Resume, 61), total * 2 + 2);
+            for (what, seconds) in steps.into_iter().chain(rest) {
+                now += seconds;
+                let mut answers = HashMap::new();
+                match what {
+                    Happens::Answer(device, execution) => answers = all(&[device as i64], execution),
+                    Happens::Pause => drop(rollout.pause()),
+                    Happens::Resume => drop(rollout.resume()),
+                    Happens::Cancel => drop(rollout.cancel("test".into(), at(now))),
+                    Happens::Nothing => {}
+                }
+                for begun in rollout.step(&answers, at(now)) {
+                    prop_assert_eq!(rollout.state, State::Running);
+                    *sent.entry(begun).or_default() += 1;
+                    let wave = rollout.devices[begun as usize].wave;
+                    for earlier in 0..wave {
+                        prop_assert!(!wave_failed(&rollout, earlier), "sent to wave {} past the failed wave {}", wave, earlier);
+                        prop_assert!(rollout.devices.iter().all(|d| d.wave != earlier || d.execution.is_final()));
+                    }
+                }
+                for device in &rollout.devices {
+                    if let Some(outcome) = outcomes.get(&device.id) {
+                        prop_assert_eq!(outcome, &device.execution, "an outcome changed");
+                    } else if device.execution.is_final() {
+                        outcomes.insert(device.id, device.execution);
+                    }
+                }
+                let busy = rollout.devices.iter().filter(|d| d.execution == Execution::InProgress).count();
+                prop_assert!(max_in_progress.is_none_or(|most| busy <= most as usize));
+            }
+            prop_assert!(rollout.is_settled(), "{:?}", rollout);
+            prop_assert_eq!(outcomes.len(), total);
+            prop_assert!(sent.values().all(|times| *times == 1));
+            let touched = |d: &&Device| !matches!(d.execution, Execution::Canceled);
+            prop_assert_eq!(rollout.devices.iter().filter(touched).count(), sent.len());
+            if rollout.state == State::Completed {
+                prop_assert!((0..=rollout.wave).all(|wave| !wave_failed(&rollout, wave)));
+            }
+        }
+    }
+}

@@ -1,0 +1,510 @@
+//! `visaged-fleet serve`: joins broker, store, leader's work and HTTP.
+//!
+//! Several processes may serve one broker and one database. Events come to them by shared subscription, each to one of them; the session of a
+//! process that dies is taken over by another one, which empties it, so that what was on its way to the dead one is stored too. One
+//! process at a time leads: it sends commands, drives roll-outs, and removes what is too old.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+use crate::contract::ROOT;
+use crate::ingest::{self, Counters, Incoming};
+use crate::link::{BrokerAddress, Connection, Message, SessionOptions, Told};
+use crate::rollout::Execution;
+use crate::store::{Abandoned, NewCommand, Registration, Store, StoreError};
+use crate::time::Micros;
+use crate::web;
+
+/// An instance not heard for this long is dead.
+pub const DEFAULT_LEASE: Duration = Duration::from_secs(15);
+
+/// How long the broker keeps the session of a process that is away.
+const SESSION_EXPIRY: Duration = Duration::from_secs(7 * 24 * 3600);
+
+const LEADER_TICK: Duration = Duration::from_millis(500);
+const RESEND_AFTER: Duration = Duration::from_secs(20);
+const COMMANDS_A_TICK: i64 = 500;
+const RETENTION_EVERY: Duration = Duration::from_secs(3600);
+const DRAIN_LIMIT: Duration = Duration::from_secs(60);
+const RECONNECT_FIRST: Duration = Duration::from_millis(200);
+const RECONNECT_LONGEST: Duration = Duration::from_secs(30);
+
+/// How this process serves.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where the broker is.
+    pub broker: BrokerAddress,
+    /// The embedded one: nobody else is on it, and it keeps no sessions.
+    pub embedded: bool,
+    /// This process' name among those that serve.
+    pub instance: String,
+    /// The shared subscriptions' group.
+    pub group: String,
+    /// See [`DEFAULT_LEASE`].
+    pub lease: Duration,
+    /// Where HTTP listens.
+    pub listen: SocketAddr,
+    /// A device that says to be there and was not heard for this long is silent.
+    pub silent_after: Duration,
+    /// Events and telemetry older than this are removed.
+    pub keep: Option<Duration>,
+}
+
+/// Why serving ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The HTTP port.
+    #[error("HTTP: cannot listen on {0}: {1}; choose another address with --listen")]
+    Listen(SocketAddr, std::io::Error),
+    /// The name is taken.
+    #[error("another process serves as instance {0:?} now; give each its own --instance")]
+    Replaced(String),
+    /// A part ended.
+    #[error("a part of the server ended unexpectedly: {0}; please report this")]
+    Part(String),
+}
+
+/// What the parts share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The store.
+    pub store: Store,
+    /// How this process serves.
+    pub settings: Settings,
+    /// What was counted.
+    pub counters: Arc<Counters>,
+    /// Whether the broker is connected and gave every subscription.
+    pub linked: AtomicBool,
+    /// Whether this process leads.
+    pub leads: AtomicBool,
+    /// Changes when something that pages show has changed.
+    pub version: watch::Sender<i64>,
+    client: Mutex<Option<rumqttc::v5::AsyncClient>>,
+    registration: Mutex<Registration>,
+}
+
+impl Shared {
+    fn registration(&self) -> Registration {
+        self.registration.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn client(&self) -> Option<rumqttc::v5::AsyncClient> {
+        self.client.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_client(&self, client: Option<rumqttc::v5::AsyncClient>) {
+        self.linked.store(client.is_some(), Ordering::Relaxed);
+        *self.client.lock().unwrap_or_else(PoisonError::into_inner) = client;
+    }
+}
+
+/// A server that has started.
+#[derive(Debug)]
+pub struct Server {
+    /// Where HTTP listens.
+    pub address: SocketAddr,
+    shared: Arc<Shared>,
+    tasks: JoinSet<Result<(), ServeError>>,
+    writer: tokio::task::JoinHandle<()>,
+    stop: watch::Sender<bool>,
+}
+
+impl Server {
+    /// Starts all parts.
+    ///
+    /// # Errors
+    /// [`ServeError`]: the store, or the HTTP port.
+    pub async fn start(store: Store, settings: Settings) -> Result<Self, ServeError> {
+        let refused = |error| ServeError::Listen(settings.listen, error);
+        let listener = tokio::net::TcpListener::bind(settings.listen).await.map_err(refused)?;
+        let address = listener.local_addr().map_err(refused)?;
+        let now = store.now().await?;
+        let registration = store.register(&settings.instance, now).await?;
+        let shared = Arc::new(Shared {
+            store: store.clone(),
+            settings,
+            counters: Arc::default(),
+            linked: AtomicBool::new(false),
+            leads: AtomicBool::new(false),
+            version: watch::Sender::new(0),
+            client: Mutex::new(None),
+            registration: Mutex::new(registration),
+        });
+        let (stop, stopped) = watch::channel(false);
+        let (incoming, queue) = mpsc::channel(ingest::QUEUE);
+        let writer = tokio::spawn(ingest::write(store, queue, Arc::clone(&shared.counters)));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(keep_linked(Arc::clone(&shared), incoming.clone(), stopped.clone()));
+        tasks.spawn(keep_registered(Arc::clone(&shared), incoming, stopped.clone()));
+        tasks.spawn(lead(Arc::clone(&shared), stopped.clone()));
+        tasks.spawn(watch_changes(Arc::clone(&shared), stopped.clone()));
+        let routes = web::router(Arc::clone(&shared));
+        tasks.spawn(async move {
+            let end = wait_for_stop(stopped);
+            let served = axum::serve(listener, routes).with_graceful_shutdown(end).await;
+            served.map_err(|error| ServeError::Part(format!("HTTP: {error}")))
+        });
+        Ok(Self { address, shared, tasks, writer, stop })
+    }
+
+    /// What the parts share.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Runs until `stop` resolves, or a part ends.
+    ///
+    /// # Errors
+    /// [`ServeError`] of the part that ended.
+    pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), ServeError> {
+        let ended = tokio::select! {
+            () = stop => Ok(()),
+            Some(ended) = self.tasks.join_next() => match ended {
+                Ok(Ok(())) => Err(ServeError::Part("it returned".into())),
+                Ok(Err(error)) => Err(error),
+                Err(error) => Err(ServeError::Part(error.to_string())),
+            },
+        };
+        self.stop.send_replace(true);
+        // Viewers of pages hold connections open; they are not waited for.
+        let rest = async {
+            while self.tasks.join_next().await.is_some() {}
+            let _ = (&mut self.writer).await;
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(5), rest).await;
+        self.shared.store.close().await;
+        ended
+    }
+}
+
+async fn wait_for_stop(mut stopped: watch::Receiver<bool>) {
+    let _ = stopped.wait_for(|stop| *stop).await;
+}
+
+/// Waits so long, or until the stop; whether it was the stop.
+async fn pause(stopped: &mut watch::Receiver<bool>, wait: Duration) -> bool {
+    tokio::time::timeout(wait, stopped.wait_for(|stop| *stop)).await.is_ok()
+}
+
+// ---- the session ----
+
+/// Shared: each event to one process. Plain: every process sees them, as the broker gives retained messages to plain subscriptions alone.
+fn filters(settings: &Settings) -> (Vec<String>, Vec<String>) {
+    let shared = ["face", "summary", "gap", "telemetry", "rsp/+"].map(|leaf| match settings.embedded {
+        true => format!("{ROOT}/+/+/{leaf}"),
+        false => format!("$share/{}/{ROOT}/+/+/{leaf}", settings.group),
+    });
+    let plain = ["status", "info"].map(|leaf| format!("{ROOT}/+/+/{leaf}"));
+    (shared.into(), plain.into())
+}
+
+async fn keep_linked(
+    shared: Arc<Shared>,
+    incoming: mpsc::Sender<Incoming>,
+    mut stopped: watch::Receiver<bool>,
+) -> Result<(), ServeError> {
+    let mut wait = RECONNECT_FIRST;
+    while !*stopped.borrow() {
+        let begun = tokio::time::Instant::now();
+        let client_id = shared.registration().client_id;
+        let session = SessionOptions::storing(&client_id, shared.settings.embedded, SESSION_EXPIRY);
+        let mut connection = Connection::new(&shared.settings.broker, &session);
+        let ended = tokio::select! {
+            ended = listen(&shared, &mut connection, &incoming) => ended,
+            () = wait_for_stop(stopped.clone()) => {
+                shared.set_client(None);
+                connection.disconnect().await;
+                return Ok(());
+            }
+        };
+        shared.set_client(None);
+        if begun.elapsed() > RECONNECT_LONGEST {
+            wait = RECONNECT_FIRST;
+        }
+        tracing::warn!(reason = ended, ?wait, "no connection to the broker");
+        if pause(&mut stopped, wait).await {
+            return Ok(());
+        }
+        wait = (wait * 2).min(RECONNECT_LONGEST);
+    }
+    Ok(())
+}
+
+/// One connection's life; gives why it ended.
+async fn listen(shared: &Shared, connection: &mut Connection, incoming: &mpsc::Sender<Incoming>) -> String {
+    let (shared_filters, plain) = filters(&shared.settings);
+    loop {
+        match connection.next().await {
+            Ok(Told::Connected(session)) => {
+                tracing::info!(session, "connected to the broker");
+                connection.subscribe(&shared_filters);
+                connection.subscribe(&plain);
+            }
+            Ok(Told::Subscribed(refused)) if refused.is_empty() => shared.set_client(Some(connection.client().clone())),
+            Ok(Told::Subscribed(refused)) => {
+                let reasons = refused.join(", ");
+                return format!(
+                    "the broker refuses subscriptions: {reasons}; may this user read {ROOT}/#, and does the broker share subscriptions?"
+                );
+            }
+            Ok(Told::Message(message)) => hand_on(shared, incoming, message).await,
+            Ok(_) => {}
+            Err(error) => return error.to_string(),
+        }
+    }
+}
+
+async fn hand_on(shared: &Shared, incoming: &mpsc::Sender<Incoming>, message: Message) {
+    if message.is_qos_0() {
+        if incoming.try_send(Incoming::Own(message)).is_err() {
+            shared.counters.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    } else {
+        let _ = incoming.send(Incoming::Own(message)).await;
+    }
+}
+
+// ---- instances ----
+
+async fn keep_registered(
+    shared: Arc<Shared>,
+    incoming: mpsc::Sender<Incoming>,
+    mut stopped: watch::Receiver<bool>,
+) -> Result<(), ServeError> {
+    let lease = shared.settings.lease;
+    let mut adoptions = JoinSet::new();
+    while !pause(&mut stopped, lease / 4).await {
+        if let Err(error) = beat(&shared).await {
+            match error {
+                ServeError::Replaced(_) => return Err(error),
+                other => tracing::warn!(error = %other, "the heartbeat could not be written"),
+            }
+        }
+        while adoptions.try_join_next().is_some() {}
+        if shared.settings.embedded || !adoptions.is_empty() {
+            continue;
+        }
+        match find_abandoned(&shared).await {
+            Ok(Some(session)) => {
+                adoptions.spawn(adopt(Arc::clone(&shared), incoming.clone(), session));
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, "abandoned sessions could not be looked for"),
+        }
+    }
+    Ok(())
+}
+
+/// Says that this process is there. Where its session was taken over (it was not heard for too long), it goes on with a new one.
+async fn beat(shared: &Shared) -> Result<(), ServeError> {
+    let store = &shared.store;
+    let registration = shared.registration();
+    let now = store.now().await?;
+    if store.heartbeat(&registration, now).await? {
+        return Ok(());
+    }
+    if store.is_replaced(&registration).await? {
+        return Err(ServeError::Replaced(registration.name));
+    }
+    let renewed = store.register(&registration.name, now).await?;
+    tracing::warn!(
+        session = renewed.client_id,
+        "another instance took over the session of this one; a new one is begun"
+    );
+    *shared.registration.lock().unwrap_or_else(PoisonError::into_inner) = renewed;
+    // The connection is cut by the broker when its session is taken, so the new id is used by itself.
+    Ok(())
+}
+
+async fn find_abandoned(shared: &Shared) -> Result<Option<Abandoned>, StoreError> {
+    let now = shared.store.now().await?;
+    shared.store.adopt(&shared.registration(), now.minus(shared.settings.lease), now).await
+}
+
+/// Empties the session that a dead instance has left at the broker, and ends it.
+async fn adopt(shared: Arc<Shared>, incoming: mpsc::Sender<Incoming>, session: Abandoned) {
+    tracing::info!(instance = session.name, "an instance is gone; its session is taken over");
+    let emptied = tokio::time::timeout(DRAIN_LIMIT, empty(&shared, &incoming, &session)).await;
+    let outcome = match emptied {
+        Ok(Ok(())) => shared.store.adopted(&shared.registration(), &session).await.map_err(|error| error.to_string()),
+        Ok(Err(reason)) => Err(reason),
+        Err(_) => Err(format!("not done within {DRAIN_LIMIT:?}")),
+    };
+    match outcome {
+        Ok(()) => {
+            shared.counters.adopted.fetch_add(1, Ordering::Relaxed);
+            tracing::info!(instance = session.name, "its session is empty and ended");
+        }
+        Err(reason) => {
+            tracing::warn!(instance = session.name, reason, "its session could not be emptied; tried again later")
+        }
+    }
+}
+
+async fn empty(shared: &Shared, incoming: &mpsc::Sender<Incoming>, session: &Abandoned) -> Result<(), String> {
+    let mark = format!("visaged/fleet/mark/{}", Uuid::new_v4());
+    let options = SessionOptions::storing(&session.client_id, false, SESSION_EXPIRY);
+    let mut connection = Connection::new(&shared.settings.broker, &options);
+    let (shared_filters, plain) = filters(&shared.settings);
+    let mut left = shared_filters.len() + plain.len();
+    loop {
+        match connection.next().await.map_err(|error| error.to_string())? {
+            Told::Connected(false) => break,
+            Told::Connected(true) => {
+                for filter in shared_filters.iter().chain(&plain) {
+                    connection.unsubscribe(filter);
+                }
+                connection.subscribe(std::slice::from_ref(&mark));
+            }
+            Told::Unsubscribed => {
+                left -= left.min(1);
+                if left == 0 && !connection.publish(&mark, String::new()) {
+                    return Err("no room for the mark".into());
+                }
+            }
+            // Brokers keep the order within a session: before the mark lies all that was waiting.
+            Told::Message(message) if message.topic() == Some(&mark) => {
+                let (done, stored) = oneshot::channel();
+                let _ = incoming.send(Incoming::Mark(done)).await;
+                stored.await.map_err(|_| "the writer has ended".to_owned())?;
+                break;
+            }
+            Told::Message(message) => drop(incoming.send(Incoming::Adopted(message)).await),
+            _ => {}
+        }
+    }
+    connection.disconnect().await;
+    // A clean start without expiry is how MQTT 5 ends a session.
+    let options = SessionOptions::storing(&session.client_id, true, Duration::ZERO);
+    let mut connection = Connection::new(&shared.settings.broker, &options);
+    while !matches!(connection.next().await.map_err(|error| error.to_string())?, Told::Connected(_)) {}
+    connection.disconnect().await;
+    Ok(())
+}
+
+// ---- the leader ----
+
+async fn lead(shared: Arc<Shared>, mut stopped: watch::Receiver<bool>) -> Result<(), ServeError> {
+    let mut cleaned = None::<tokio::time::Instant>;
+    while !pause(&mut stopped, LEADER_TICK).await {
+        let leads = match hold_lease(&shared).await {
+            Ok(leads) => leads,
+            Err(error) => {
+                tracing::warn!(%error, "the leader's lease could not be asked for");
+                false
+            }
+        };
+        shared.leads.store(leads, Ordering::Relaxed);
+        // A leader that cannot reach devices leaves the work for one that can.
+        if !leads || !shared.linked.load(Ordering::Relaxed) {
+            continue;
+        }
+        if let Err(error) = work(&shared).await {
+            tracing::warn!(%error, "commands and roll-outs wait");
+        }
+        if let Some(keep) = shared.settings.keep.filter(|_| cleaned.is_none_or(|at| at.elapsed() > RETENTION_EVERY)) {
+            cleaned = Some(tokio::time::Instant::now());
+            match shared.store.remove_older(Micros::now().minus(keep)).await {
+                Ok(0) => {}
+                Ok(events) => tracing::info!(events, "events older than the retention were removed"),
+                Err(error) => tracing::warn!(%error, "what is too old could not be removed"),
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn hold_lease(shared: &Shared) -> Result<bool, StoreError> {
+    let now = shared.store.now().await?;
+    let until = if shared.linked.load(Ordering::Relaxed) { now.plus(shared.settings.lease) } else { now };
+    shared.store.lease("leader", &shared.registration().run, now, until).await
+}
+
+async fn work(shared: &Shared) -> Result<(), StoreError> {
+    for id in shared.store.open_rollouts().await? {
+        drive(&shared.store, &id, Micros::now()).await?;
+    }
+    send_commands(shared).await
+}
+
+/// One step of one roll-out.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn drive(store: &Store, id: &str, now: Micros) -> Result<(), StoreError> {
+    let Some(mut taken) = store.take_rollout(id).await? else { return Ok(()) };
+    let before = (taken.rollout.state, taken.rollout.wave);
+    let outcomes: HashMap<_, _> = std::mem::take(&mut taken.outcomes);
+    let begun = taken.rollout.step(&outcomes, now);
+    if !taken.differs(&before) {
+        return Ok(());
+    }
+    let not_after = now.plus(Duration::from_secs(taken.rollout.plan.timeout_s.into()));
+    let commands: Vec<_> = (begun.into_iter())
+        .map(|device| {
+            let command = format!("{id}.{device}");
+            NewCommand {
+                payload: crate::rollout::payload(&command, &taken.args, not_after),
+                id: command,
+                device,
+                name: taken.command.clone(),
+                not_after,
+                created_by: format!("roll-out {id}"),
+            }
+        })
+        .collect();
+    // Not put back: an operator was faster. The next step sees what came of it.
+    if store.put_rollout(&taken, &commands, None, now).await? && before != (taken.rollout.state, taken.rollout.wave) {
+        let failed = taken.rollout.devices.iter().filter(|device| device.execution.is_failure()).count();
+        let done = taken.rollout.devices.iter().filter(|device| device.execution == Execution::Succeeded).count();
+        tracing::info!(
+            rollout = id,
+            state = taken.rollout.state.word(),
+            wave = taken.rollout.wave + 1,
+            done,
+            failed,
+            "roll-out"
+        );
+    }
+    Ok(())
+}
+
+async fn send_commands(shared: &Shared) -> Result<(), StoreError> {
+    let Some(client) = shared.client() else { return Ok(()) };
+    let now = Micros::now();
+    let waiting = shared.store.commands_to_send(now, now.minus(RESEND_AFTER), COMMANDS_A_TICK).await?;
+    let mut sent = Vec::with_capacity(waiting.len());
+    for command in waiting {
+        let topic = command.device.topic(&format!("cmd/{}", command.name));
+        if client.try_publish(topic, rumqttc::v5::mqttbytes::QoS::AtLeastOnce, false, command.payload).is_err() {
+            break;
+        }
+        sent.push(command.id);
+    }
+    if sent.is_empty() { Ok(()) } else { shared.store.commands_sent(&sent, now).await }
+}
+
+// ---- pages ----
+
+/// One look a second for all viewers, whichever process stored the news.
+async fn watch_changes(shared: Arc<Shared>, mut stopped: watch::Receiver<bool>) -> Result<(), ServeError> {
+    while !pause(&mut stopped, Duration::from_secs(1)).await {
+        if shared.version.receiver_count() == 0 {
+            continue;
+        }
+        if let Ok(version) = shared.store.fingerprint().await {
+            shared.version.send_if_modified(|known| std::mem::replace(known, version) != version);
+        }
+    }
+    Ok(())
+}
