@@ -37,7 +37,8 @@ impl Rig {
         let broker = Broker::start(0).unwrap();
         let config = config(broker.address().port());
         let (messages, tap) = recorder();
-        let daemon = Daemon::start(config, Parts { open_source: Some(open), tap: Some(tap) }).unwrap();
+        let daemon =
+            Daemon::start(config, Parts { open_source: Some(open), tap: Some(tap), ..Parts::default() }).unwrap();
         Self { daemon, messages, _broker: broker }
     }
 
@@ -265,7 +266,7 @@ fn stopping_takes_less_than_two_seconds_even_if_the_broker_hangs() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let daemon = Daemon::start(
         config(silent.local_addr().unwrap().port()),
-        Parts { open_source: Some(Box::new(|| Ok(clip(true)))), tap: None },
+        Parts { open_source: Some(Box::new(|| Ok(clip(true)))), ..Parts::default() },
     )
     .unwrap();
     let telemetry = Arc::clone(daemon.telemetry());
@@ -285,12 +286,13 @@ fn the_page_and_the_metrics_are_served_and_a_port_in_use_is_an_error() {
     config.mqtt = None;
     let any = "127.0.0.1:0".parse().unwrap();
     config.web = Some(WebConfig { listen: any });
-    let daemon = Daemon::start(config.clone(), Parts { open_source: Some(Box::new(|| Ok(clip(true)))), tap: None });
+    let daemon =
+        Daemon::start(config.clone(), Parts { open_source: Some(Box::new(|| Ok(clip(true)))), ..Parts::default() });
     let daemon = daemon.unwrap();
     let page = daemon.page_address().unwrap();
     config.metrics = Some(page);
     config.web = None;
-    let refused = Daemon::start(config, Parts { open_source: Some(Box::new(|| Ok(clip(true)))), tap: None });
+    let refused = Daemon::start(config, Parts { open_source: Some(Box::new(|| Ok(clip(true)))), ..Parts::default() });
     let error = refused.err().expect("the page already listens there").to_string();
     assert!(error.contains("in use") && error.contains(&page.port().to_string()), "{error}");
     daemon.stop();
@@ -320,4 +322,31 @@ fn a_reload_takes_over_what_it_can_and_names_what_waits() {
         }
     });
     rig.stop();
+}
+
+#[test]
+fn without_consent_nobody_is_analysed_and_who_was_in_view_leaves() {
+    let broker = Broker::start(0).unwrap();
+    let mut config = config(broker.address().port());
+    config.privacy.require_consent = true;
+    let (messages, tap) = recorder();
+    let parts = Parts { open_source: Some(Box::new(|| Ok(clip(true)))), tap: Some(tap), ..Parts::default() };
+    let daemon = Daemon::start(config, parts).unwrap();
+    let mut rig = Rig { daemon, messages, _broker: broker };
+    let read = |daemon: &Daemon| daemon.telemetry().frames_read.load(Ordering::Relaxed);
+    let faces = |daemon: &Daemon| daemon.telemetry().faces_read.load(Ordering::Relaxed);
+    rig.until("frames without analysis", |daemon, _| read(daemon) > 30);
+    assert_eq!(faces(&rig.daemon), 0);
+    assert!(of(&rig.messages.lock().unwrap(), "face").next().is_none());
+
+    rig.daemon.consent().grant(None, Instant::now(), jiff::Timestamp::now());
+    let entered =
+        |messages: &[(String, Value)], event: &str| of(messages, "face").filter(|f| f["event"] == event).count();
+    rig.until("somebody", |_, messages| entered(messages, "enter") > 0);
+    rig.daemon.consent().revoke();
+    rig.until("everybody to leave", |_, messages| entered(messages, "enter") == entered(messages, "leave"));
+    let before = (read(&rig.daemon), faces(&rig.daemon));
+    rig.until("frames without analysis", |daemon, _| read(daemon) > before.0 + 30);
+    assert_eq!(faces(&rig.daemon), before.1);
+    check_contract(&rig.stop());
 }

@@ -94,6 +94,7 @@ fn telemetry() -> Telemetry {
         analysis_fps: 29.9,
         frames: 1800,
         dropped: [("analysis".to_owned(), 2)].into(),
+        consent: None,
         people_in_view: 1,
         latency: [("detect".to_owned(), latency)].into(),
         cpu_percent: 41.5,

@@ -80,7 +80,10 @@ fn log_filter() -> String {
 fn start(args: &DemoArgs, broker: &Broker, tap: &Tap, nn: Settings) -> Result<Daemon, StartError> {
     let page = |port| (!args.no_web).then(|| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
     let begin = |listen| {
-        Daemon::start(config(broker, listen, nn), Parts { open_source: Some(clip()), tap: Some(Arc::clone(tap)) })
+        Daemon::start(
+            config(broker, listen, nn),
+            Parts { open_source: Some(clip()), tap: Some(Arc::clone(tap)), ..Parts::default() },
+        )
     };
     match begin(page(args.web_port.unwrap_or(PAGE_PORT))) {
         Err(StartError::Web(WebError::PortInUse { .. })) if args.web_port.is_none() => begin(page(0)),

@@ -27,6 +27,8 @@ pub(super) enum Driven {
     Stopped,
     /// The source has ended and everything is read.
     Finished,
+    /// A command wants the process to start anew.
+    Restart,
 }
 
 /// Runs `daemon` until a signal ends it, its source ends, `until` is reached, or `over` says so; then stops it.
@@ -49,8 +51,10 @@ pub(super) fn drive(
         };
         systemd.tell(progress, daemon.condition());
         let now = Instant::now();
-        if progress == Progress::Finished {
-            break Ok(Driven::Finished);
+        match progress {
+            Progress::Finished => break Ok(Driven::Finished),
+            Progress::Restart => break Ok(Driven::Restart),
+            Progress::Alive | Progress::Hung => {}
         }
         if over() || until.is_some_and(|until| now >= until) {
             break Ok(Driven::Stopped);

@@ -41,6 +41,16 @@ fn filter(config: &LogConfig) -> EnvFilter {
 }
 
 impl LogHandle {
+    /// Takes over another filter.
+    ///
+    /// # Errors
+    /// Why it is none.
+    pub fn set(&self, text: &str) -> Result<(), String> {
+        let filter = EnvFilter::try_new(text)
+            .map_err(|error| format!("is no log filter ({error}): try \"info\" or \"visaged=debug\""))?;
+        self.0.reload(filter).map_err(|error| error.to_string())
+    }
+
     /// Takes over the filter of a new configuration.
     pub fn apply(&self, config: &LogConfig) {
         if let Err(error) = self.0.reload(filter(config)) {

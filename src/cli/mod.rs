@@ -80,6 +80,11 @@ impl Failure {
         Self { exit: Exit::Usage, message: Some(chain(&error)) }
     }
 
+    /// Exit 1 where the daemon has stopped as it should and is to be started again: whatever restarts on failure does.
+    pub fn start_again() -> Self {
+        Self { exit: Exit::Failed, message: Some("stopped to be started again, as was asked over MQTT".into()) }
+    }
+
     /// Exit 1 where the lines on stderr have been written already.
     pub fn reported() -> Self {
         Self { exit: Exit::Failed, message: None }

@@ -2,16 +2,19 @@
 //!
 //! Invariant: a [`Config`] that exists is valid; nothing after this module checks a setting again.
 
+pub mod edit;
 mod read;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::frame::PixelFormat;
+use crate::mqtt::command::Name;
 use crate::nn::Settings;
 
-pub use read::{ConfigError, Fault};
+pub use read::{ConfigError, Fault, overridden};
 
 /// Everything `visaged run` can be told.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,6 +35,8 @@ pub struct Config {
     pub web: Option<WebConfig>,
     /// Prometheus' text format at `/metrics`; `None` where it is off.
     pub metrics: Option<SocketAddr>,
+    /// What is done about the people in view.
+    pub privacy: PrivacyConfig,
     /// Model bundles in place of the built-in ones.
     pub models: ModelsConfig,
     /// `[nn]`: how networks use the processor. The kernels are the environment's affair.
@@ -178,6 +183,21 @@ pub struct MqttConfig {
     pub telemetry_every: Duration,
     /// Home Assistant discovery; `None` where it is off.
     pub home_assistant: Option<HomeAssistantConfig>,
+    /// What may be asked of the device; `None`: nothing, it does not even listen.
+    pub commands: Option<CommandsConfig>,
+}
+
+/// `[mqtt.commands]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct CommandsConfig {
+    /// Commands that are carried out beside `ping` and `info`.
+    pub allow: BTreeSet<Name>,
+    /// Requests carried out at once, after a rest.
+    pub burst: u32,
+    /// Requests carried out in the long run.
+    pub per_second: f64,
+    /// Folder of what has to be remembered over a restart; made where it is not there.
+    pub path: PathBuf,
 }
 
 /// `[mqtt.spool]`
@@ -247,6 +267,13 @@ pub struct HomeAssistantConfig {
     pub prefix: String,
 }
 
+/// `[privacy]`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PrivacyConfig {
+    /// No face is analysed until consent is given.
+    pub require_consent: bool,
+}
+
 /// `[web]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WebConfig {
@@ -294,6 +321,7 @@ impl Default for Config {
             mqtt: Some(MqttConfig::default()),
             web: None,
             metrics: None,
+            privacy: PrivacyConfig::default(),
             models: ModelsConfig::default(),
             nn: Settings::default(),
             log: LogConfig { filter: "info".into(), format: LogFormat::Text },
@@ -384,6 +412,13 @@ impl Default for MqttConfig {
             spool: SpoolConfig::default(),
             telemetry_every: Duration::from_secs(10),
             home_assistant: None,
+            commands: Some(CommandsConfig::default()),
         }
+    }
+}
+
+impl Default for CommandsConfig {
+    fn default() -> Self {
+        Self { allow: BTreeSet::new(), burst: 20, per_second: 1.0, path: "/var/lib/visaged/commands".into() }
     }
 }

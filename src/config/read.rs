@@ -13,11 +13,12 @@ use std::time::Duration;
 use toml::{Table, Value};
 
 use super::{
-    Backoff, CameraConfig, ClientCertificate, Config, DeviceConfig, ExpressionConfig, FacesConfig, HomeAssistantConfig,
-    LogConfig, LogFormat, Login, ModelsConfig, MqttConfig, Pace, ReportConfig, SourceConfig, SpoolConfig, SpoolStorage,
-    TlsConfig, WebConfig,
+    Backoff, CameraConfig, ClientCertificate, CommandsConfig, Config, DeviceConfig, ExpressionConfig, FacesConfig,
+    HomeAssistantConfig, LogConfig, LogFormat, Login, ModelsConfig, MqttConfig, Pace, PrivacyConfig, ReportConfig,
+    SourceConfig, SpoolConfig, SpoolStorage, TlsConfig, WebConfig,
 };
 use crate::frame::PixelFormat;
+use crate::mqtt::command::Name;
 use crate::nn::{KERNELS_VARIABLE, Settings};
 
 /// The environment's overrides begin with this; `VISAGED_MQTT__HOST` is `mqtt.host`.
@@ -91,15 +92,28 @@ impl Config {
         file: Option<&Path>,
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
-        let table = match file {
-            None => Table::new(),
+        match file {
+            None => Self::from_table(Table::new(), environment),
             Some(path) => {
                 let text = std::fs::read_to_string(path)
                     .map_err(|source| ConfigError::Unreadable { path: path.into(), source })?;
-                text.parse::<Table>()
-                    .map_err(|e| ConfigError::Syntax { path: path.into(), message: e.to_string().trim_end().into() })?
+                Self::from_text(path, &text, environment)
             }
-        };
+        }
+    }
+
+    /// As [`Self::load`], from a text that stands, or will stand, in `file`.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn from_text(
+        file: &Path,
+        text: &str,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let table = text
+            .parse::<Table>()
+            .map_err(|e| ConfigError::Syntax { path: file.into(), message: e.to_string().trim_end().into() })?;
         Self::from_table(table, environment)
     }
 
@@ -128,6 +142,13 @@ impl Config {
         let faults = faults.into_inner();
         if faults.is_empty() { Ok(config) } else { Err(ConfigError::Invalid(faults)) }
     }
+}
+
+/// The dotted keys, of those given, that `environment` sets: a file that says otherwise has no effect there.
+pub fn overridden<'k>(keys: &'k [String], environment: &[(String, String)]) -> Vec<&'k str> {
+    let set: Vec<String> =
+        environment.iter().filter_map(|(name, _)| override_path(name)).map(|path| path.join(".")).collect();
+    keys.iter().map(String::as_str).filter(|key| set.iter().any(|set| set == key)).collect()
 }
 
 fn override_path(name: &str) -> Option<Vec<String>> {
@@ -180,11 +201,11 @@ fn read_config(table: Table, faults: &RefCell<Vec<Fault>>) -> Config {
         mqtt: read_mqtt(root.section("mqtt")),
         web: read_listener(root.section("web"), "127.0.0.1:8080").map(|listen| WebConfig { listen }),
         metrics: read_listener(root.section("metrics"), "127.0.0.1:9464"),
+        privacy: read_privacy(root.section("privacy")),
         models: read_models(root.section("models")),
         nn: read_nn(root.section("nn")),
         log: read_log(root.section("log")),
     };
-    read_privacy(root.section("privacy"));
     read_deployment(root.section("deployment"));
     root.finish();
     config
@@ -306,6 +327,7 @@ fn read_mqtt(mut s: Section<'_>) -> Option<MqttConfig> {
     let tls = s.optional_section("tls").map(read_tls);
     let home_assistant = s.optional_section("home_assistant").and_then(read_home_assistant);
     let spool = read_spool(s.section("spool"));
+    let commands = read_commands(s.section("commands"));
     let port = s.get("port", if tls.is_some() { 8883 } else { defaults.port }, |p| {
         if *p == 0 { Err("takes 1 to 65535".into()) } else { Ok(()) }
     });
@@ -326,9 +348,43 @@ fn read_mqtt(mut s: Section<'_>) -> Option<MqttConfig> {
         spool,
         telemetry_every: s.seconds("telemetry_every_s", defaults.telemetry_every, 1.0, 86_400.0),
         home_assistant,
+        commands,
     };
     s.finish();
     enabled.then_some(mqtt)
+}
+
+fn read_commands(mut s: Section<'_>) -> Option<CommandsConfig> {
+    let defaults = CommandsConfig::default();
+    let enabled = s.get("enabled", true, any);
+    let names =
+        s.get("allow", Vec::new(), |names: &Vec<String>| match names.iter().find(|name| Name::parse(name).is_none()) {
+            None => Ok(()),
+            Some(unknown) => Err(format!("there is no command {unknown:?}: known are {}", known_commands())),
+        });
+    let commands = CommandsConfig {
+        allow: names.iter().filter_map(|name| Name::parse(name)).collect(),
+        burst: s.get("burst", defaults.burst, within(1, 1000)),
+        per_second: s.get("per_second", defaults.per_second, |n| match (0.01..=100.0).contains(n) {
+            true => Ok(()),
+            false => Err("takes 0.01 to 100".into()),
+        }),
+        path: s.get("path", defaults.path, |p: &PathBuf| absolute_folder(p)),
+    };
+    s.finish();
+    enabled.then_some(commands)
+}
+
+fn known_commands() -> String {
+    let names: Vec<_> = Name::ALL.iter().map(|name| name.as_str()).collect();
+    names.join(", ")
+}
+
+fn absolute_folder(path: &Path) -> Result<(), String> {
+    match path.is_absolute() {
+        true => Ok(()),
+        false => Err("is the absolute path of a folder".into()),
+    }
 }
 
 fn read_spool(mut s: Section<'_>) -> SpoolConfig {
@@ -336,10 +392,7 @@ fn read_spool(mut s: Section<'_>) -> SpoolConfig {
     let kind = s.get("storage", "disk".to_string(), one_of(&["disk", "memory"]));
     let storage = match (kind.as_str(), defaults.storage) {
         ("disk", SpoolStorage::Disk { path, max_bytes, sync_every, sync_events }) => SpoolStorage::Disk {
-            path: s.get("path", path, |p: &PathBuf| match p.is_absolute() {
-                true => Ok(()),
-                false => Err("is the absolute path of a folder".into()),
-            }),
+            path: s.get("path", path, |p: &PathBuf| absolute_folder(p)),
             max_bytes: s.get("max_bytes", max_bytes, |n: &u64| match (1 << 20..=1 << 36).contains(n) {
                 true => Ok(()),
                 false => Err("takes bytes from 1048576 (1 MiB) to 68719476736 (64 GiB)".into()),
@@ -436,16 +489,15 @@ fn read_log(mut s: Section<'_>) -> LogConfig {
 }
 
 /// Only what this version can keep is accepted; a promise of privacy that is not kept would be worse than none.
-fn read_privacy(mut s: Section<'_>) {
+fn read_privacy(mut s: Section<'_>) -> PrivacyConfig {
     s.get("images", "never".to_string(), |t: &String| match t.as_str() {
         "never" => Ok(()),
         "avatar" | "raw" => Err("is not available in this version, which never sends a picture: use \"never\"".into()),
         _ => Err("takes \"never\"".into()),
     });
-    s.get("require_consent", false, |on| {
-        if *on { Err("is not available in this version: consent could not be given yet".into()) } else { Ok(()) }
-    });
+    let privacy = PrivacyConfig { require_consent: s.get("require_consent", false, any) };
     s.finish();
+    privacy
 }
 
 /// Regulation (EU) 2024/1689 (AI Act), Article 5(1)(f).
@@ -620,6 +672,23 @@ impl FromToml for f32 {
     }
 }
 
+impl FromToml for Vec<String> {
+    fn from_toml(value: Value) -> Result<Self, String> {
+        const WRONG: &str = "takes a list of strings";
+        match value {
+            Value::Array(values) => {
+                let text = |value: Value| value.as_str().map(str::to_owned).ok_or_else(|| WRONG.to_owned());
+                values.into_iter().map(text).collect()
+            }
+            // The environment knows no lists.
+            Value::String(text) => {
+                Ok(text.split(',').map(|part| part.trim().to_owned()).filter(|part| !part.is_empty()).collect())
+            }
+            _ => Err(WRONG.into()),
+        }
+    }
+}
+
 fn whole<T: TryFrom<i64>>(value: &Value) -> Result<T, String> {
     value.as_integer().and_then(|n| T::try_from(n).ok()).ok_or_else(|| "takes a whole number in range".into())
 }
@@ -775,7 +844,20 @@ mod tests {
     #[test]
     fn pictures_never_leave_in_this_version() {
         assert!(faults("[privacy]\nimages = \"raw\"\n")[0].contains("never"));
-        assert!(faults("[privacy]\nrequire_consent = true\n")[0].contains("consent"));
+        assert!(parse("[privacy]\nrequire_consent = true\n").unwrap().privacy.require_consent);
+    }
+
+    #[test]
+    fn commands_are_off_one_by_one_unless_they_are_allowed() {
+        let commands = |text: &str| parse(text).unwrap().mqtt.unwrap().commands;
+        assert_eq!(commands("").unwrap(), CommandsConfig::default());
+        assert!(CommandsConfig::default().allow.is_empty());
+        let allowed = commands("[mqtt.commands]\nallow = [\"config.get\", \"restart\"]\n").unwrap().allow;
+        assert_eq!(allowed, [Name::ConfigGet, Name::Restart].into());
+        assert_eq!(commands("[mqtt.commands]\nenabled = false\n"), None);
+        let found = faults("[mqtt.commands]\nallow = [\"config.got\"]\nburst = 0\nper_second = 0\npath = \"x\"\n");
+        assert_eq!(found.len(), 4, "{found:?}");
+        assert!(found[0].contains("there is no command \"config.got\": known are ping, info"), "{found:?}");
     }
 
     proptest::proptest! {

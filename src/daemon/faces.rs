@@ -166,7 +166,7 @@ impl Faces {
                 Taken::Value(frame) => {
                     last_frame = Instant::now();
                     work.follow_settings(&self.context);
-                    self.one_frame(&mut work, &frame);
+                    self.one_frame(&mut work, &frame, last_frame);
                 }
                 Taken::TimedOut => self.no_frame(&mut work, last_frame.elapsed()),
                 Taken::Closed => return End::Finished,
@@ -185,7 +185,7 @@ impl Faces {
         self.hand_on(batch);
     }
 
-    fn one_frame(&mut self, work: &mut Work, frame: &Frame) {
+    fn one_frame(&mut self, work: &mut Work, frame: &Frame, now: Instant) {
         let telemetry = Arc::clone(&self.context.telemetry);
         telemetry.record(Stage::Wait, frame.time.monotonic.elapsed());
         self.taken += 1;
@@ -198,12 +198,26 @@ impl Faces {
             tracing::debug!(%error, seq = frame.seq, "frame passed over");
             return;
         }
+        if !self.context.consent.allows_analysis(now) {
+            self.without_analysis(work, frame, picture);
+            return;
+        }
         if let Err(error) = telemetry.time(Stage::Detect, || work.detector.detect(&picture, &mut work.found)) {
             Telemetry::count(&telemetry.frames_broken);
             tracing::warn!(%error, seq = frame.seq, "frame passed over");
             return;
         }
         self.follow(work, frame.seq, frame.time, Some(picture));
+    }
+
+    /// Without consent nothing is looked for: those who were in view leave at once, and the mirror shows the picture alone.
+    fn without_analysis(&mut self, work: &mut Work, frame: &Frame, picture: Pooled<RgbImage>) {
+        let mut batch = self.batch_pool.take();
+        batch.begin(frame.seq, frame.time, Some(picture));
+        work.tracker.clear(&mut batch.ended);
+        self.in_view.clear();
+        self.next_track = work.tracker.next_id();
+        self.hand_on(batch);
     }
 
     /// Without frames nobody is in view: those who were leave.

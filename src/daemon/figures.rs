@@ -10,6 +10,7 @@ use super::health::CameraHealth;
 use super::system::{self, ProcessorShare};
 use crate::models::Bundle;
 use crate::mqtt::Sources;
+use crate::mqtt::command::Name;
 use crate::mqtt::payload::{
     Info, InfoSchema, LatencyTelemetry, ModelInfo, OutboxTelemetry, Telemetry, TelemetrySchema,
 };
@@ -50,7 +51,7 @@ impl Figures {
         }
     }
 
-    fn info(&self) -> Info {
+    pub(super) fn info(&self) -> Info {
         let models = &self.context.models;
         Info {
             schema: InfoSchema::V1,
@@ -60,8 +61,18 @@ impl Figures {
             board: Some(system::board()),
             camera: self.camera.description(),
             models: vec![model_info(models.detector.bundle()), model_info(models.derl.bundle())],
-            capabilities: vec!["emotion".into(), "neutral".into(), "summary".into()],
+            capabilities: self.capabilities(),
         }
+    }
+
+    /// What it reads, and which commands it carries out.
+    fn capabilities(&self) -> Vec<String> {
+        let running = self.context.running.load();
+        let commands = running.mqtt.as_ref().and_then(|mqtt| mqtt.commands.as_ref());
+        let allowed = commands.into_iter().flat_map(|commands| {
+            Name::ALL.into_iter().filter(|name| name.is_allowed(&commands.allow)).map(|name| format!("cmd/{name}"))
+        });
+        ["emotion", "neutral", "summary"].into_iter().map(Into::into).chain(allowed).collect()
     }
 
     fn telemetry(&self, now: Instant, cpu_percent: f64) -> Telemetry {
@@ -85,6 +96,7 @@ impl Figures {
             analysis_fps: rounded(interval.fps),
             frames: counters.frames_captured.load(Ordering::Relaxed),
             dropped: BTreeMap::from([("capture".into(), counters.frames_dropped.load(Ordering::Relaxed))]),
+            consent: self.context.consent.describe(now),
             people_in_view: counters.faces_in_view.load(Ordering::Relaxed),
             latency: latency.collect(),
             cpu_percent: rounded(cpu_percent),

@@ -5,6 +5,8 @@
 //!                                                                                  └─► hub ─► web
 //! ```
 //!
+//! What is asked over MQTT is carried out on the thread [`commands`], beside all this.
+//!
 //! Invariants: frames are dropped in the mailbox and nowhere else, and counted there; a stage that panics begins anew
 //! and the status says `degraded`; [`Daemon::stop`] returns within two seconds with `offline` published and the camera
 //! released.
@@ -15,19 +17,27 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use crossbeam_channel::{Receiver, Sender};
 
+pub mod commands;
+pub mod consent;
 pub mod health;
 pub mod stage;
 pub mod system;
+pub mod trial;
 
 mod faces;
 mod figures;
 mod reading;
 
+pub use commands::CommandParts;
+pub use consent::Consent;
 pub use health::Condition;
 
 use crate::capture::{self, CaptureError, PumpEnd, PumpSettings, Source, SystemEnvironment};
-use crate::config::{Config, ExpressionConfig, FacesConfig, ModelsConfig, MqttConfig, ReportConfig, SpoolStorage};
+use crate::config::{
+    CommandsConfig, Config, ExpressionConfig, FacesConfig, ModelsConfig, MqttConfig, ReportConfig, SpoolStorage,
+};
 use crate::expression::derl::{DerlModel, ReadError};
 use crate::face::detect::{DetectorError, DetectorModel};
 use crate::frame::{CaptureTime, Frame};
@@ -35,12 +45,15 @@ use crate::mailbox::Mailbox;
 use crate::mirror::web::{self, Page, Server, WebError};
 use crate::mirror::{Hub, Status as HubStatus};
 use crate::models::{Bundle, BundleError, Task};
-use crate::mqtt::{self, Client, DiskSettings, MemorySettings, Spool, SpoolError, Status, Tap, Topics};
+use crate::mqtt::{
+    self, Client, CommandSink, DiskSettings, MemorySettings, Spool, SpoolError, Status, Tap, Topics, payload,
+};
 use crate::nn;
 use crate::pool::Pool;
 use crate::report::{Boot, Event, Moment, Reporter};
 use crate::telemetry::Telemetry;
 
+use self::commands::{Commands, Inbox, Order};
 use self::faces::Faces;
 use self::figures::Figures;
 use self::health::{CameraHealth, CaptureReport};
@@ -136,6 +149,10 @@ struct Context {
     settings: ArcSwap<Settings>,
     models: Models,
     hub: Option<Hub>,
+    consent: Consent,
+    /// What is in force: of a configuration that was read again, only what needs no restart.
+    running: ArcSwap<Config>,
+    condition: ArcSwap<Condition>,
 }
 
 /// What a caller may change of a daemon besides its configuration.
@@ -145,6 +162,8 @@ pub struct Parts {
     pub open_source: Option<OpenSource>,
     /// Sees every MQTT message.
     pub tap: Option<Tap>,
+    /// What commands need of the process.
+    pub commands: CommandParts,
 }
 
 /// A running daemon.
@@ -159,7 +178,10 @@ pub struct Daemon {
     page: Option<Server>,
     metrics: Option<Server>,
     condition: Condition,
+    consent: Option<payload::Consent>,
     described: Option<String>,
+    commands: Option<Commands>,
+    orders: Receiver<Order>,
 }
 
 impl Daemon {
@@ -178,21 +200,29 @@ impl Daemon {
             settings: ArcSwap::from_pointee(Settings::of(&config)),
             models,
             hub,
+            consent: Consent::new(config.privacy.require_consent),
+            running: ArcSwap::from_pointee(config.clone()),
+            condition: ArcSwap::from_pointee(Condition::Degraded("starting".into())),
         });
         let camera = Arc::new(CameraHealth::default());
         let spool = config.mqtt.as_ref().map(|mqtt| open_spool(mqtt, boot)).transpose()?.map(Arc::new);
         let condition = health::condition(&camera, complaint(spool.as_ref()), &context.supervision, Instant::now());
         let page = start_page(&config, &context)?;
         let metrics = start_metrics(&config, &context)?;
-        let status = status(boot, &condition);
+        let consent = context.consent.describe(Instant::now());
+        context.hub.iter().for_each(|hub| hub.notice(consent.map(consent_notice)));
+        let status = status(boot, &condition).with_consent(consent);
         let figures = Figures::new(&config.device.name, boot, &context, &camera);
+        let inbox = config.mqtt.as_ref().and_then(|mqtt| mqtt.commands.clone()).map(|config| (config, Inbox::new()));
         let client = match (&config.mqtt, &spool) {
             (Some(mqtt), Some(spool)) => {
                 let tap = tap(&context, parts.tap);
-                Some(start_client(mqtt, topics, status, Arc::clone(spool), figures, tap)?)
+                let commands = inbox.as_ref().map(|(_, inbox)| inbox.sink());
+                Some(start_client(mqtt, topics, status, Arc::clone(spool), figures.clone(), tap, commands)?)
             }
             _ => None,
         };
+        let (order, orders) = crossbeam_channel::bounded(4);
         let mut daemon = Self {
             context,
             camera,
@@ -203,11 +233,34 @@ impl Daemon {
             page,
             metrics,
             condition,
+            consent,
             described: None,
+            commands: None,
+            orders,
             config,
         };
         daemon.start_stages(parts.open_source)?;
+        if let Some((config, inbox)) = inbox {
+            daemon.start_commands(config, inbox, figures, order, parts.commands)?;
+        }
         Ok(daemon)
+    }
+
+    fn start_commands(
+        &mut self,
+        config: CommandsConfig,
+        inbox: Inbox,
+        figures: Figures,
+        orders: Sender<Order>,
+        parts: CommandParts,
+    ) -> Result<(), StartError> {
+        let Some(client) = &self.client else { return Ok(()) };
+        let context = Arc::clone(&self.context);
+        let setup =
+            commands::Setup { config, context, figures, handle: client.handle(), boot: self.boot, orders, parts };
+        let started = Commands::start(inbox, setup).map_err(|error| StartError::Thread("commands", error))?;
+        self.commands = Some(started);
+        Ok(())
     }
 
     fn start_stages(&mut self, open_source: Option<OpenSource>) -> Result<(), StartError> {
@@ -281,8 +334,12 @@ impl Daemon {
             self.client.iter().for_each(|client| client.handle().refresh_info());
         }
         let hung = supervision.hung(now, health::HANG).is_some();
-        if condition != self.condition {
-            self.announce(condition);
+        let consent = self.context.consent.describe(now);
+        if condition != self.condition || consent != self.consent {
+            self.announce(condition, consent);
+        }
+        if self.follow_orders() {
+            return Ok(Progress::Restart);
         }
         if self.threads.iter().all(JoinHandle::is_finished) {
             return Ok(Progress::Finished);
@@ -298,20 +355,46 @@ impl Daemon {
         telemetry.events_lost.store(lost, Ordering::Relaxed);
     }
 
-    fn announce(&mut self, condition: Condition) {
-        tracing::info!(?condition, "condition changed");
+    fn announce(&mut self, condition: Condition, consent: Option<payload::Consent>) {
+        if condition != self.condition {
+            tracing::info!(?condition, "condition changed");
+        }
+        if consent != self.consent {
+            tracing::info!(?consent, "consent changed");
+        }
         if let Some(client) = &self.client {
-            client.handle().set_status(status(self.boot, &condition));
+            client.handle().set_status(status(self.boot, &condition).with_consent(consent));
         }
         if let Some(hub) = &self.context.hub {
             hub.status(hub_status(&condition));
+            hub.notice(consent.map(consent_notice));
         }
-        self.condition = condition;
+        self.context.condition.store(Arc::new(condition.clone()));
+        (self.condition, self.consent) = (condition, consent);
+    }
+
+    /// Does what commands ask of the owner of the daemon; whether it is to start anew.
+    fn follow_orders(&mut self) -> bool {
+        while let Ok(order) = self.orders.try_recv() {
+            match order {
+                Order::Restart => return true,
+                Order::Reload(config) => {
+                    let waiting = self.reload(*config);
+                    tracing::info!(?waiting, "another configuration is in force");
+                }
+            }
+        }
+        false
     }
 
     /// How the daemon is.
     pub fn condition(&self) -> &Condition {
         &self.condition
+    }
+
+    /// Whether faces may be analysed.
+    pub fn consent(&self) -> &Consent {
+        &self.context.consent
     }
 
     /// Counters and latencies.
@@ -322,27 +405,20 @@ impl Daemon {
     /// Takes over what can be changed while running; gives the keys that wait for a restart.
     pub fn reload(&mut self, config: Config) -> Vec<&'static str> {
         self.context.settings.store(Arc::new(Settings::of(&config)));
-        let old = &self.config;
-        let mut waiting = Vec::new();
-        let mut compare = |key, differs: bool| {
-            if differs {
-                waiting.push(key);
-            }
-        };
-        compare("device", old.device != config.device);
-        compare("camera", old.camera != config.camera);
-        compare("mqtt", without_home_assistant(old) != without_home_assistant(&config));
-        compare("web", old.web != config.web);
-        compare("metrics", old.metrics != config.metrics);
-        compare("models", old.models != config.models);
-        compare("nn", old.nn != config.nn);
+        self.context.consent.set_required(config.privacy.require_consent);
+        let waiting = waits_for_restart(&self.config, &config);
         if let (Some(client), Some(mqtt)) = (&self.client, &config.mqtt) {
             client.handle().set_home_assistant(mqtt.home_assistant.clone());
         }
         self.config.faces = config.faces;
         self.config.expression = config.expression;
         self.config.report = config.report;
-        self.config.log = config.log;
+        self.config.privacy = config.privacy;
+        self.config.log.filter = config.log.filter;
+        if let (Some(running), Some(new)) = (&mut self.config.mqtt, config.mqtt) {
+            running.home_assistant = new.home_assistant;
+        }
+        self.context.running.store(Arc::new(self.config.clone()));
         waiting
     }
 
@@ -355,6 +431,9 @@ impl Daemon {
         self.spool.iter().for_each(|spool| spool.flush());
         if let Some(client) = self.client.take() {
             client.stop(DRAIN);
+        }
+        if let Some(commands) = self.commands.take() {
+            commands.stop();
         }
         if let Some(spool) = self.spool.take() {
             spool.close(written_by.saturating_duration_since(Instant::now()).max(LAST_WRITE));
@@ -386,6 +465,34 @@ pub enum Progress {
     Hung,
     /// The source has ended and everything is read.
     Finished,
+    /// A command wants the daemon stopped and started anew.
+    Restart,
+}
+
+/// The sections in which two configurations differ so that only a start takes over the new one.
+pub fn waits_for_restart(old: &Config, new: &Config) -> Vec<&'static str> {
+    let sections = [
+        ("device", old.device != new.device),
+        ("camera", old.camera != new.camera),
+        ("mqtt", without_home_assistant(old) != without_home_assistant(new)),
+        ("web", old.web != new.web),
+        ("metrics", old.metrics != new.metrics),
+        ("models", old.models != new.models),
+        ("nn", old.nn != new.nn),
+        ("log.format", old.log.format != new.log.format),
+    ];
+    sections.into_iter().filter(|(_, differs)| *differs).map(|(section, _)| section).collect()
+}
+
+/// One plain line for the live page.
+fn consent_notice(consent: payload::Consent) -> String {
+    match consent {
+        payload::Consent { granted: false, .. } => "Nobody's face is analysed until consent is given.".into(),
+        payload::Consent { until: None, .. } => "Consent is given: faces are analysed.".into(),
+        payload::Consent { until: Some(until), .. } => {
+            format!("Consent is given until {:.0}: faces are analysed.", until.0)
+        }
+    }
 }
 
 /// The stage `capture`.
@@ -478,6 +585,7 @@ fn start_client(
     spool: Arc<Spool>,
     figures: Figures,
     tap: Tap,
+    commands: Option<CommandSink>,
 ) -> Result<Client, mqtt::StartError> {
     Client::start(mqtt::Setup {
         config: config.clone(),
@@ -486,6 +594,7 @@ fn start_client(
         spool,
         sources: figures.sources(),
         tap: Some(tap),
+        commands,
         limits: mqtt::Limits::default(),
     })
 }

@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use procfs::process::Process;
 
+use crate::mqtt::command::ClockTrust;
+
 /// The board's name by its device tree, or the machine's by its firmware.
 pub fn board() -> String {
     const PLACES: [&str; 2] = ["/proc/device-tree/model", "/sys/class/dmi/id/product_name"];
@@ -26,6 +28,25 @@ pub fn temperature_celsius() -> Option<f64> {
         // Zones that are switched off report absurd values.
         .filter(|celsius| (-40.0..150.0).contains(celsius))
         .max_by(f64::total_cmp)
+}
+
+/// Whether the wall clock follows a source of time.
+///
+/// The kernel knows (adjtimex(2)), but a hardened unit may not ask it; then systemd-timesyncd's mark is looked for.
+pub fn clock_trust() -> ClockTrust {
+    const TIMESYNCD: &str = "/run/systemd/timesync";
+    // SAFETY: all zeroes is a valid `timex`; with `modes` zero the call reads only, into a value that is ours.
+    let state = unsafe {
+        let mut timex: libc::timex = std::mem::zeroed();
+        libc::adjtimex(&mut timex)
+    };
+    match state {
+        -1 if std::path::Path::new(TIMESYNCD).join("synchronized").exists() => ClockTrust::Synchronised,
+        -1 if std::path::Path::new(TIMESYNCD).exists() => ClockTrust::Unsynchronised,
+        -1 => ClockTrust::Unknown,
+        libc::TIME_ERROR => ClockTrust::Unsynchronised,
+        _ => ClockTrust::Synchronised,
+    }
 }
 
 /// Resident memory of this process in bytes.

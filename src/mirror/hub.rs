@@ -52,6 +52,7 @@ struct Shared {
     messages: Mutex<Messages>,
     message_count: watch::Sender<u64>,
     status: watch::Sender<Status>,
+    notice: Mutex<Option<String>>,
 }
 
 #[derive(Debug, Default)]
@@ -132,6 +133,7 @@ impl Hub {
                 messages: Mutex::new(Messages { ring: VecDeque::with_capacity(MESSAGES_KEPT), last_seq: 0 }),
                 message_count: watch::Sender::new(0),
                 status: watch::Sender::new(Status::Starting),
+                notice: Mutex::new(None),
             }),
         }
     }
@@ -205,6 +207,19 @@ impl Hub {
             *old = status;
             changed
         });
+    }
+
+    /// A plain line for the people in view; `None` takes it away.
+    pub fn notice(&self, notice: Option<String>) {
+        let differs = std::mem::replace(&mut *lock(&self.shared.notice), notice.clone()) != notice;
+        if differs {
+            self.shared.status.send_modify(|_| {});
+        }
+    }
+
+    /// The line, where there is one.
+    pub(super) fn current_notice(&self) -> Option<String> {
+        lock(&self.shared.notice).clone()
     }
 
     /// Counts a viewer until the guard is dropped.

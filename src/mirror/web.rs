@@ -501,7 +501,13 @@ impl EventViewer {
         let fps = self.rate.per_second.map(rounded);
         event(
             "status",
-            &StatusEvent { state, reason, fps, latency_ms: rounded(self.hub.latency().as_secs_f32() * 1e3) },
+            &StatusEvent {
+                state,
+                reason,
+                notice: self.hub.current_notice(),
+                fps,
+                latency_ms: rounded(self.hub.latency().as_secs_f32() * 1e3),
+            },
         )
     }
 }
@@ -638,6 +644,8 @@ impl<'a> MessageEvent<'a> {
 struct StatusEvent<'a> {
     state: &'static str,
     reason: Option<&'a str>,
+    /// A plain line for the people in view.
+    notice: Option<String>,
     /// Frames a second through the pipeline; `null` within the first second.
     fps: Option<f32>,
     latency_ms: f32,

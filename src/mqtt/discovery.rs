@@ -6,6 +6,7 @@
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::command::Name;
 use super::payload::Info;
 use super::topics::Topics;
 use crate::expression::Emotion;
@@ -23,8 +24,9 @@ pub fn config_topic(prefix: &str, topics: &Topics) -> String {
     format!("{prefix}/device/{}/config", device_id(topics))
 }
 
-/// The discovery message.
-pub fn config(topics: &Topics, info: &Info) -> Value {
+/// The discovery message. What can be asked of the device is offered only where it would be done: a switch for consent where
+/// analysis waits for it and its commands are allowed, the versions of bundles as updates where these can be installed.
+pub fn config(topics: &Topics, info: &Info, consent_required: bool) -> Value {
     let id = device_id(topics);
     let entity = |name: &str, platform: &str, more: Value| {
         let mut component =
@@ -36,7 +38,8 @@ pub fn config(topics: &Topics, info: &Info) -> Value {
     };
     let telemetry = topics.telemetry();
     let face = topics.face();
-    json!({
+    let can = |command: Name| info.capabilities.contains(&format!("cmd/{command}"));
+    let mut config = json!({
         "dev": {
             "ids": [id],
             "name": topics.device(),
@@ -103,8 +106,49 @@ pub fn config(topics: &Topics, info: &Info) -> Value {
                 "json_attributes_topic": topics.status(),
             })),
         },
-    })
+    });
+    if consent_required && can(Name::ConsentSet) {
+        config["cmps"]["consent"] = entity(
+            "consent",
+            "switch",
+            json!({
+                "name": "Consent",
+                "icon": "mdi:account-check",
+                "command_topic": topics.request(Name::ConsentSet.as_str()),
+                "command_template": CONSENT_REQUEST,
+                "state_topic": topics.status(),
+                "value_template": "{{ 'ON' if value_json.consent and value_json.consent.granted else 'OFF' }}",
+            }),
+        );
+    }
+    if can(Name::ModelsInstall) {
+        for model in &info.models {
+            let name = format!("model_{}", model.name);
+            config["cmps"][&name] = entity(
+                &name,
+                "update",
+                json!({
+                    "name": format!("Model {}", model.name),
+                    "title": model.name,
+                    "entity_category": "diagnostic",
+                    "device_class": "firmware",
+                    "state_topic": topics.info(),
+                    "value_template": format!(
+                        "{{% for model in value_json.models if model.name == '{}' %}}\
+                         {{{{ {{'installed_version': model.version, 'latest_version': model.version}} | tojson }}}}\
+                         {{% endfor %}}",
+                        model.name
+                    ),
+                }),
+            );
+        }
+    }
+    config
 }
+
+/// Each press is a request of its own: its id is the time.
+const CONSENT_REQUEST: &str = "{\"schema\":\"visaged.cmd.v1\",\"id\":\"ha-{{ (as_timestamp(now()) * 1000) | int }}\",\
+                               \"args\":{\"granted\":{{ 'true' if value == 'ON' else 'false' }}}}";
 
 /// Names the device to Home Assistant, which allows letters, digits, `_` and `-` only. Where that changes the name or
 /// joins it ambiguously, part of its hash keeps it apart from others.
@@ -130,6 +174,50 @@ mod tests {
 
     fn id(site: &str, name: &str) -> String {
         device_id(&Topics::new(&DeviceConfig { site: site.into(), name: name.into() }).unwrap())
+    }
+
+    fn components(commands: &[&str], consent_required: bool) -> serde_json::Map<String, Value> {
+        let topics = Topics::new(&DeviceConfig { site: "lobby".into(), name: "mirror-1".into() }).unwrap();
+        let model = super::super::payload::ModelInfo {
+            name: "derl".into(),
+            version: "0.1.0".into(),
+            sha256: String::new(),
+            engine: "int8".into(),
+        };
+        let info = Info {
+            schema: Default::default(),
+            device: "mirror-1".into(),
+            boot: crate::report::Boot::random(),
+            version: "0".into(),
+            board: None,
+            camera: None,
+            models: vec![model],
+            capabilities: commands.iter().map(|name| format!("cmd/{name}")).collect(),
+        };
+        config(&topics, &info, consent_required)["cmps"].as_object().unwrap().clone()
+    }
+
+    #[test]
+    fn home_assistant_is_offered_what_the_device_would_do_and_no_more() {
+        let offers = |commands: &[&str], required, name: &str| components(commands, required).contains_key(name);
+        assert!(offers(&["consent.set"], true, "consent"));
+        assert!(!offers(&["consent.set"], false, "consent") && !offers(&["consent.grant"], true, "consent"));
+        assert!(offers(&["models.install"], false, "model_derl") && !offers(&[], false, "model_derl"));
+        let all = components(&["consent.set", "models.install"], true);
+        assert_eq!(all["consent"]["p"], "switch");
+        assert_eq!(all["consent"]["command_topic"], "visaged/v1/lobby/mirror-1/cmd/consent.set");
+        assert_eq!(all["model_derl"]["p"], "update");
+    }
+
+    #[test]
+    fn the_consent_switch_sends_a_request_that_is_understood() {
+        let template = components(&["consent.set"], true)["consent"]["command_template"].as_str().unwrap().to_owned();
+        let rendered = template
+            .replace("{{ (as_timestamp(now()) * 1000) | int }}", "1767225600000")
+            .replace("{{ 'true' if value == 'ON' else 'false' }}", "true");
+        let request: crate::mqtt::command::Request = serde_json::from_str(&rendered).unwrap();
+        let command = crate::mqtt::command::parse_args(Name::ConsentSet, &request.args);
+        assert_eq!(command, Ok(crate::mqtt::command::Command::Consent { granted: true, lasting: None }));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
 
+use super::command::{Answer, Request};
 use super::spool::{Gap, LossReason};
 use crate::report::{Boot, FacePayload, Milliseconds, Moment, Seconds, SummaryPayload, schema_name};
 
@@ -42,6 +43,19 @@ pub struct Status {
     pub since: Option<Moment>,
     /// The run of the process.
     pub boot: Boot,
+    /// Whether faces may be analysed, where that depends on consent; `null` where it does not, and in the last will.
+    #[serde(default)]
+    pub consent: Option<Consent>,
+}
+
+/// Consent to the analysis of faces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Consent {
+    /// Given; else no face is analysed.
+    pub granted: bool,
+    /// When it ends by itself; `null` where it is not given, or does not.
+    pub until: Option<Moment>,
 }
 
 /// How a device is.
@@ -59,25 +73,30 @@ pub enum Health {
 impl Status {
     /// All is well since then.
     pub fn online(boot: Boot, since: Moment) -> Self {
-        Self { schema: StatusSchema::V1, status: Health::Online, reason: None, since: Some(since), boot }
+        Self { schema: StatusSchema::V1, status: Health::Online, reason: None, since: Some(since), boot, consent: None }
     }
 
     /// Something does not work since then.
     pub fn degraded(boot: Boot, since: Moment, reason: impl Into<String>) -> Self {
         let reason = Some(reason.into());
-        Self { schema: StatusSchema::V1, status: Health::Degraded, reason, since: Some(since), boot }
+        Self { schema: StatusSchema::V1, status: Health::Degraded, reason, since: Some(since), boot, consent: None }
     }
 
     /// Stopped then.
     pub fn stopped(boot: Boot, since: Moment) -> Self {
         let reason = Some("stopped".into());
-        Self { schema: StatusSchema::V1, status: Health::Offline, reason, since: Some(since), boot }
+        Self { schema: StatusSchema::V1, status: Health::Offline, reason, since: Some(since), boot, consent: None }
     }
 
     /// What the broker says when it loses the connection.
     pub fn last_will(boot: Boot) -> Self {
         let reason = Some("connection lost".into());
-        Self { schema: StatusSchema::V1, status: Health::Offline, reason, since: None, boot }
+        Self { schema: StatusSchema::V1, status: Health::Offline, reason, since: None, boot, consent: None }
+    }
+
+    /// The same, with what is known of consent.
+    pub fn with_consent(self, consent: Option<Consent>) -> Self {
+        Self { consent, ..self }
     }
 }
 
@@ -142,6 +161,9 @@ pub struct Telemetry {
     pub dropped: BTreeMap<String, u64>,
     /// People in view now.
     pub people_in_view: u64,
+    /// Whether faces may be analysed, where that depends on consent; `null` where it does not.
+    #[serde(default)]
+    pub consent: Option<Consent>,
     /// Time by stage, over the last interval.
     pub latency: BTreeMap<String, LatencyTelemetry>,
     /// Processor time over the last interval; 100 is one core.
@@ -234,9 +256,11 @@ pub fn schemas() -> Vec<(&'static str, Schema)> {
         SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<T>()
     }
     vec![
+        ("cmd.schema.json", of::<Request>()),
         ("face.schema.json", of::<FacePayload>()),
         ("gap.schema.json", of::<GapPayload>()),
         ("info.schema.json", of::<Info>()),
+        ("rsp.schema.json", of::<Answer>()),
         ("status.schema.json", of::<Status>()),
         ("summary.schema.json", of::<SummaryPayload>()),
         ("telemetry.schema.json", of::<Telemetry>()),

@@ -75,6 +75,26 @@ impl Topics {
         self.below("gap")
     }
 
+    /// Filter of all requests.
+    pub fn commands(&self) -> String {
+        self.below("cmd/+")
+    }
+
+    /// The command that a topic asks for: the level after `cmd/`; `None` for any other topic.
+    pub fn command<'t>(&self, topic: &'t str) -> Option<&'t str> {
+        topic.strip_prefix(&self.below("cmd/")).filter(|name| !name.contains('/'))
+    }
+
+    /// Topic of requests for the command `name`.
+    pub fn request(&self, name: &str) -> String {
+        self.below(&format!("cmd/{name}"))
+    }
+
+    /// QoS 1: [`Answer`](super::command::Answer)s to requests for the command `name`.
+    pub fn answer(&self, name: &str) -> String {
+        self.below(&format!("rsp/{name}"))
+    }
+
     /// The MQTT client id. Two devices of one name take it from each other; the broker tells the loser.
     pub fn client_id(&self) -> String {
         format!("visaged-{}-{}", self.site, self.device)
@@ -113,6 +133,9 @@ mod tests {
         let topics = topics("lobby", "mirror-1").unwrap();
         assert_eq!(topics.status(), "visaged/v1/lobby/mirror-1/status");
         assert_eq!(topics.face(), "visaged/v1/lobby/mirror-1/face");
+        assert_eq!(topics.command(&topics.request("ping")), Some("ping"));
+        assert_eq!(topics.command("visaged/v1/lobby/mirror-1/cmd/a/b"), None);
+        assert_eq!(topics.command("visaged/v1/lobby/mirror-2/cmd/ping"), None);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::{Packet, Publish};
+use rumqttc::v5::mqttbytes::v5::{Packet, Publish, PublishProperties};
 use rumqttc::v5::{AsyncClient, Event as Polled, MqttOptions};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -179,6 +179,7 @@ pub(crate) struct Message {
     pub(crate) topic: String,
     pub(crate) payload: Vec<u8>,
     pub(crate) retained: bool,
+    pub(crate) correlation: Option<Vec<u8>>,
 }
 
 impl Message {
@@ -246,6 +247,18 @@ impl Recorder {
         self.heard.wait("anything", |_, _| true)
     }
 
+    /// Publishes a request that names where its answer is to go.
+    pub(crate) fn ask(&self, topic: &str, payload: &str, response_topic: &str, correlation: &[u8]) {
+        let properties = PublishProperties {
+            response_topic: Some(response_topic.to_owned()),
+            correlation_data: Some(correlation.to_vec().into()),
+            ..PublishProperties::default()
+        };
+        let publish =
+            self.client.publish_with_properties(topic, QoS::AtLeastOnce, false, payload.to_owned(), properties);
+        self.runtime.block_on(publish).unwrap();
+    }
+
     pub(crate) fn publish(&self, topic: &str, retained: bool, payload: &str) {
         self.runtime.block_on(self.client.publish(topic, QoS::AtLeastOnce, retained, payload.to_owned())).unwrap();
     }
@@ -259,6 +272,7 @@ impl Heard {
                 topic: String::from_utf8(publish.topic.to_vec()).unwrap(),
                 payload: publish.payload.to_vec(),
                 retained: publish.retain,
+                correlation: publish.properties.and_then(|p| p.correlation_data).map(|data| data.to_vec()),
             }),
             None => state.1 += 1,
         }
@@ -304,6 +318,7 @@ pub(crate) fn setup(config: MqttConfig) -> Setup {
         status: Status::online(boot(), moment()),
         sources: Sources { info: Box::new(info), telemetry: Box::new(telemetry) },
         tap: None,
+        commands: None,
         limits: Limits { discovery_jitter: Duration::ZERO, ..Limits::default() },
     }
 }
@@ -336,6 +351,7 @@ pub(crate) fn telemetry() -> Telemetry {
         analysis_fps: 30.0,
         frames: 30,
         dropped: [].into(),
+        consent: None,
         people_in_view: 0,
         latency: [].into(),
         cpu_percent: 1.0,

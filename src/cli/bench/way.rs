@@ -108,6 +108,7 @@ fn parts(clip: OnePerson, latencies: &Arc<Mutex<Vec<f64>>>) -> Parts {
             Ok(Box::new(Camera { clip: Arc::clone(&clip), next: Instant::now(), seq: 0 }))
         })),
         tap: Some(tap),
+        ..Parts::default()
     }
 }
 

@@ -125,6 +125,8 @@ function showState(state, text) {
 function status(data) {
   showState(data.state, data.state);
   veil(data.reason ?? (data.state === "starting" ? "Starting …" : ""));
+  $("consent").hidden = data.notice === null;
+  if ($("consent").textContent !== (data.notice ?? "")) $("consent").textContent = data.notice ?? "";
   $("fps").textContent = data.fps === null ? "–" : data.fps.toFixed(data.fps < 9.95 ? 1 : 0);
   $("latency").textContent = data.latency_ms > 0 ? `${data.latency_ms.toFixed(data.latency_ms < 10 ? 1 : 0)} ms` : "–";
   if (data.fps === 0) forgetFaces();

@@ -9,6 +9,7 @@
 //! spool is bounded, and of everything else only the newest value is kept); [`Client::stop`] ends in its time even if
 //! the broker hangs; a panic in here costs the connection, not the process.
 
+mod answers;
 mod backoff;
 mod error;
 mod options;
@@ -27,10 +28,12 @@ use rumqttc::v5::MqttOptions;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use self::answers::Answers;
 use self::backoff::Waits;
 pub use self::error::{LinkError, LinkErrorKind, StartError};
 pub use self::probe::{ProbeError, probe};
 use self::session::End;
+use super::command::{Answer, Notice, ReplyTo, Token};
 use super::payload::{Info, OutboxTelemetry, Status, Telemetry};
 use super::spool::Spool;
 use super::topics::Topics;
@@ -60,6 +63,9 @@ pub struct Published<'a> {
     /// 0 or 1.
     pub qos: u8,
 }
+
+/// Takes what concerns commands, or gives it back where it has no room; called on the client's thread, so it must not wait.
+pub type CommandSink = Box<dyn Fn(Notice) -> Result<(), Notice> + Send>;
 
 /// Sees every message published, once: an event that is sent again after a reconnect is not shown again.
 pub type Tap = Arc<dyn Fn(&Published<'_>) + Send + Sync>;
@@ -105,6 +111,9 @@ pub struct Setup {
     pub sources: Sources,
     /// Sees every message.
     pub tap: Option<Tap>,
+    /// Takes requests; `None`: the client listens to none. Each request that it takes has to be answered through
+    /// [`Handle::answer`] or let go through [`Handle::release`]: until then a broker that keeps to MQTT 5 sends only a few.
+    pub commands: Option<CommandSink>,
     /// Defaults do.
     pub limits: Limits,
 }
@@ -142,6 +151,7 @@ pub struct Handle {
 /// What the thread and its handles share.
 struct Shared {
     spool: Arc<Spool>,
+    answers: Answers,
     status: watch::Sender<Status>,
     info: watch::Sender<()>,
     home_assistant: watch::Sender<Option<HomeAssistantConfig>>,
@@ -158,6 +168,9 @@ struct Core {
     options: MqttOptions,
     sources: Sources,
     tap: Option<Tap>,
+    commands: Option<CommandSink>,
+    /// Of the next request.
+    next_token: u64,
     limits: Limits,
     shared: Arc<Shared>,
     stop: watch::Receiver<Option<StopOrder>>,
@@ -183,11 +196,12 @@ impl Client {
     /// # Errors
     /// [`StartError`] for what no waiting cures: certificate files that cannot be read or do not fit.
     pub fn start(setup: Setup) -> Result<Self, StartError> {
-        let Setup { config, topics, status, spool, sources, tap, limits } = setup;
+        let Setup { config, topics, status, spool, sources, tap, commands, limits } = setup;
         let options = options::options(&config, &topics.client_id(), limits.window, limits.connect)?;
         let (stop, stop_order) = watch::channel(None);
         let shared = Arc::new(Shared {
             spool,
+            answers: Answers::default(),
             home_assistant: watch::Sender::new(config.home_assistant.clone()),
             info: watch::Sender::new(()),
             link: watch::Sender::new(Link::Down { error: None }),
@@ -202,6 +216,8 @@ impl Client {
             options,
             sources,
             tap,
+            commands,
+            next_token: 0,
             limits,
             shared: Arc::clone(&shared),
             stop: stop_order,
@@ -257,6 +273,17 @@ impl Handle {
     /// Puts an event in the spool, to be published as soon as may be. Never waits.
     pub fn offer(&self, event: Event) {
         self.shared.spool.push(event);
+    }
+
+    /// Publishes an answer as soon as may be, and again over each new connection until the broker has it; `token` is the
+    /// request's, at its first answer. Never waits.
+    pub fn answer(&self, answer: Answer, reply: ReplyTo, token: Option<Token>) {
+        self.shared.answers.push(answer, reply, token);
+    }
+
+    /// A request is done with, without an answer. Never waits.
+    pub fn release(&self, token: Token) {
+        self.shared.answers.release(token);
     }
 
     /// Publishes another status, now and on each later connection. The same again is not published again.

@@ -17,11 +17,11 @@ use rustls::{ClientConfig, RootCertStore};
 use super::error::StartError;
 use crate::config::{MqttConfig, TlsConfig};
 
-/// Largest packet that the broker may send us; what we subscribe to is far smaller.
+/// Largest packet that the broker may send us; a request that is larger than it may be still gets its answer below this.
 const LARGEST_INCOMING_BYTES: u32 = 64 * 1024;
 
-/// QoS 1 messages that the broker may send before we acknowledge.
-const RECEIVE_MAXIMUM: u16 = 16;
+/// QoS 1 messages that the broker may send before we acknowledge: with the answers to them, what a flood can make us hold.
+pub(super) const RECEIVE_MAXIMUM: u16 = 16;
 
 /// The shortest keep-alive that the protocol library takes.
 const SHORTEST_KEEP_ALIVE: Duration = Duration::from_secs(5);
@@ -45,6 +45,8 @@ pub(super) fn options(
     options.set_keep_alive(config.keep_alive.max(SHORTEST_KEEP_ALIVE));
     options.set_connection_timeout(connect.as_secs().saturating_add(1));
     options.set_outgoing_inflight_upper_limit(window);
+    // A request is acknowledged when it is answered, so that the broker holds back what we have not come to.
+    options.set_manual_acks(true);
     let mut properties = ConnectProperties::new();
     properties.receive_maximum = Some(RECEIVE_MAXIMUM);
     properties.max_packet_size = Some(LARGEST_INCOMING_BYTES);

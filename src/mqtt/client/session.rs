@@ -7,7 +7,7 @@
 //! `EventLoop::poll` must not be dropped half-way (a packet could be lost on its way into the socket), so it is polled
 //! to its end, with everything else selected beside it.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,7 +16,9 @@ use std::time::Duration;
 use rand::Rng;
 use rumqttc::Outgoing;
 use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::{ConnAck, Packet, PubAck, PubAckReason, Publish, SubAck, SubscribeReasonCode};
+use rumqttc::v5::mqttbytes::v5::{
+    ConnAck, Filter, Packet, PubAck, PubAckReason, Publish, PublishProperties, SubAck, SubscribeReasonCode,
+};
 use rumqttc::v5::{AsyncClient, ConnectionError, Event as Polled, EventLoop};
 use serde::Serialize;
 use tokio::sync::watch;
@@ -26,13 +28,14 @@ use super::error::{LinkError, LinkErrorKind};
 use super::{Core, GOODBYE, Link, Published, StopOrder, options};
 use crate::config::HomeAssistantConfig;
 use crate::frame::CaptureTime;
+use crate::mqtt::command::{self, Answer, Incoming, Notice, ReplyTo, Token};
 use crate::mqtt::discovery;
 use crate::mqtt::payload::{GapPayload, Health, Status};
 use crate::mqtt::spool::{Item, Record, RecordId};
 use crate::report::{Event, EventPayload, Moment, Sending};
 
-/// Requests beside publishes: subscriptions, DISCONNECT.
-const SPARE_REQUESTS: usize = 16;
+/// Requests beside publishes: subscriptions, acknowledgements of what the broker may send, DISCONNECT.
+const SPARE_REQUESTS: usize = 16 + options::RECEIVE_MAXIMUM as usize;
 
 /// Bytes of a PUBLISH beside topic and payload, at most: fixed header, length of the topic, packet id, no properties.
 const PUBLISH_OVERHEAD_BYTES: usize = 1 + 4 + 2 + 2 + 1;
@@ -56,6 +59,8 @@ struct Message {
     retained: bool,
     qos: QoS,
     kind: Kind,
+    /// Answers only.
+    correlation: Option<Vec<u8>>,
 }
 
 /// What a message is, for its acknowledgement.
@@ -66,6 +71,10 @@ enum Kind {
         id: RecordId,
         is_event: bool,
         again: bool,
+    },
+    /// To a request, on its own topic.
+    Answer {
+        key: u64,
     },
     Goodbye,
     Other,
@@ -141,6 +150,10 @@ struct Session<'a> {
     largest_packet: Option<usize>,
     /// Status, info, discovery, telemetry, the newest of each topic; they go before events.
     control: VecDeque<Message>,
+    /// Copies of answers for those who named a topic of their own.
+    copies: VecDeque<Message>,
+    /// Requests that are not acknowledged yet.
+    unanswered: HashMap<Token, Publish>,
     handed: VecDeque<Sent>,
     unacknowledged: Vec<(u16, Sent)>,
     next_telemetry: Instant,
@@ -151,6 +164,8 @@ struct Session<'a> {
     home_assistant: watch::Receiver<Option<HomeAssistantConfig>>,
     /// Discovery as last published on this connection.
     discovered: Option<HomeAssistantConfig>,
+    /// ... it said that analysis waits for consent.
+    consent_discovered: bool,
 }
 
 impl<'a> Session<'a> {
@@ -167,6 +182,8 @@ impl<'a> Session<'a> {
             window: usize::from(core.limits.window.max(1)),
             largest_packet: None,
             control: VecDeque::new(),
+            copies: VecDeque::new(),
+            unanswered: HashMap::new(),
             handed: VecDeque::new(),
             unacknowledged: Vec::new(),
             next_telemetry: now,
@@ -176,6 +193,7 @@ impl<'a> Session<'a> {
             info: shared.info.subscribe(),
             home_assistant: shared.home_assistant.subscribe(),
             discovered: None,
+            consent_discovered: false,
             core,
         }
     }
@@ -192,6 +210,7 @@ impl<'a> Session<'a> {
                 polled = &mut poll => return self.on_polled(polled),
                 order = stop_order(&mut self.stop), if running => self.on_stop(order),
                 () = shared.spool.news().notified() => Step::Go,
+                () = shared.answers.news().notified() => Step::Go,
                 Ok(()) = self.status.changed(), if up => { self.queue_status(); Step::Go }
                 Ok(()) = self.info.changed(), if up => { self.queue_info(); Step::Go }
                 Ok(()) = self.home_assistant.changed(), if up => { self.change_discovery(); Step::Go }
@@ -307,12 +326,20 @@ impl<'a> Session<'a> {
         self.up_since = Some(now);
         self.next_telemetry = now;
         self.core.shared.spool.rewind();
+        self.core.shared.answers.rewind();
         let connection = self.core.shared.connections.fetch_add(1, Ordering::Relaxed) + 1;
         self.core.last_error = None;
         tracing::info!(broker = %self.core.broker(), connection, "connected to the MQTT broker");
         self.core.shared.link.send_replace(Link::Up { connection });
         let own_status = self.core.topics.status();
         self.subscribe(own_status);
+        if self.core.commands.is_some() {
+            // Whether a message is retained is told even where it is published while we listen.
+            let filter = Filter { preserve_retain: true, ..Filter::new(self.core.topics.commands(), QoS::AtLeastOnce) };
+            if let Err(error) = self.client.try_subscribe_many([filter]) {
+                tracing::warn!(%error, "could not subscribe to commands");
+            }
+        }
         self.discovered = self.home_assistant.borrow_and_update().clone();
         match self.discovered.clone() {
             Some(home_assistant) => self.subscribe(discovery::status_topic(&home_assistant.prefix)),
@@ -340,6 +367,15 @@ impl<'a> Session<'a> {
             ) => return Step::Failed(LinkErrorKind::Busy(format!("{reason:?}"))),
             (Kind::Record { id, is_event, .. }, reason) => {
                 self.refuse(id, is_event, &format!("the broker refused it: {reason:?}"));
+            }
+            (Kind::Answer { key }, PubAckReason::Success | PubAckReason::NoMatchingSubscribers) => {
+                if let Some(waiting) = self.core.shared.answers.remove(key) {
+                    self.core.delivered(&waiting.answer);
+                }
+            }
+            (Kind::Answer { key }, reason) => {
+                self.core.shared.answers.remove(key);
+                tracing::warn!(?reason, "the broker refused an answer; may this user publish below rsp/?");
             }
             (Kind::Other, PubAckReason::Success | PubAckReason::NoMatchingSubscribers) => {}
             (Kind::Other, reason) => {
@@ -374,6 +410,12 @@ impl<'a> Session<'a> {
 
     /// Messages to us. What was kept by the broker is older than this connection; what matters of it was published anew.
     fn on_message(&mut self, message: &Publish) {
+        let name = std::str::from_utf8(&message.topic).ok().and_then(|topic| self.core.topics.command(topic));
+        if let Some(name) = name.map(str::to_owned) {
+            self.on_request(name, message);
+            return;
+        }
+        self.acknowledge(message);
         if self.phase != Phase::Up {
             return;
         }
@@ -403,24 +445,97 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// Passes a request on; it is acknowledged when its first answer is handed over. One that comes while we are leaving
+    /// is not acknowledged at all: nobody will answer it.
+    fn on_request(&mut self, name: String, message: &Publish) {
+        if self.phase != Phase::Up {
+            return;
+        }
+        let token = Token(self.core.next_token);
+        self.core.next_token += 1;
+        let properties = message.properties.as_ref();
+        let reply = ReplyTo::new(
+            properties.and_then(|p| p.response_topic.as_deref()),
+            properties.and_then(|p| p.correlation_data.as_deref()),
+        );
+        let incoming = Incoming { name, payload: message.payload.to_vec(), retained: message.retain, reply, token };
+        self.unanswered.insert(token, Publish { payload: Default::default(), properties: None, ..message.clone() });
+        // A broker may send more than we said that we take: Mosquitto 2.0.11 does.
+        if let Err(incoming) = self.core.request(incoming) {
+            let answer = command::no_room(&incoming, self.core.boot, Moment(jiff::Timestamp::now()));
+            self.core.shared.answers.push(answer, incoming.reply, Some(token));
+        }
+    }
+
+    fn acknowledge(&self, message: &Publish) {
+        if let Err(error) = self.client.try_ack(message) {
+            tracing::debug!(%error, "could not acknowledge");
+        }
+    }
+
+    fn acknowledge_token(&mut self, token: Token) {
+        if let Some(message) = self.unanswered.remove(&token) {
+            self.acknowledge(&message);
+        }
+    }
+
     /// Hands over as much as the window allows.
     fn fill(&mut self) -> Step {
         if matches!(self.phase, Phase::Connecting | Phase::Disconnecting(_) | Phase::Lost) {
             return Step::Go;
         }
+        for token in self.core.shared.answers.take_released() {
+            self.acknowledge_token(token);
+        }
         while self.handed.len() + self.unacknowledged.len() < self.window {
-            let message = self.control.pop_front().or_else(|| self.next_record());
+            let message = self.control.pop_front();
+            let message = message.or_else(|| self.next_answer()).or_else(|| self.next_record());
             let Some(message) = message else { break };
             if let Err(step) = self.hand_over(message) {
                 return step;
             }
         }
-        let sent = self.control.is_empty() && self.handed.is_empty() && self.unacknowledged.is_empty();
+        let sent = self.control.is_empty()
+            && self.handed.is_empty()
+            && self.unacknowledged.is_empty()
+            && self.core.shared.answers.is_empty();
         if matches!(self.phase, Phase::Draining(_)) && sent && !self.core.shared.spool.is_fetching() {
             self.say_goodbye();
             return self.fill();
         }
         Step::Go
+    }
+
+    fn next_answer(&mut self) -> Option<Message> {
+        if let Some(copy) = self.copies.pop_front() {
+            return Some(copy);
+        }
+        if !matches!(self.phase, Phase::Up | Phase::Draining(_)) {
+            return None;
+        }
+        loop {
+            let waiting = self.core.shared.answers.next()?;
+            if let Some(token) = waiting.token {
+                self.acknowledge_token(token);
+            }
+            let payload = json(&waiting.answer);
+            let message = |topic, kind| Message {
+                topic,
+                payload: payload.clone(),
+                retained: false,
+                qos: QoS::AtLeastOnce,
+                kind,
+                correlation: waiting.reply.correlation.clone(),
+            };
+            let own = message(self.core.topics.answer(&waiting.answer.name), Kind::Answer { key: waiting.key });
+            if !self.fits(&own) {
+                tracing::error!(topic = own.topic, "an answer is larger than the broker takes; it is not published");
+                self.core.shared.answers.remove(waiting.key);
+                continue;
+            }
+            self.copies.extend(waiting.reply.topic.clone().map(|topic| message(topic, Kind::Other)));
+            return Some(own);
+        }
     }
 
     fn next_record(&mut self) -> Option<Message> {
@@ -454,7 +569,7 @@ impl<'a> Session<'a> {
             Item::Gap(gap) => (topics.gap(), json(&GapPayload::new(topics.device(), gap)), false),
         };
         let kind = Kind::Record { id: record.id, is_event, again: record.again };
-        Message { topic, payload, retained: false, qos: QoS::AtLeastOnce, kind }
+        Message { topic, payload, retained: false, qos: QoS::AtLeastOnce, kind, correlation: None }
     }
 
     /// Whether an event comes late because there was no connection, or another run of the process made it.
@@ -463,11 +578,17 @@ impl<'a> Session<'a> {
     }
 
     fn hand_over(&mut self, message: Message) -> Result<(), Step> {
-        let Message { topic, payload, retained, qos, kind } = message;
+        let Message { topic, payload, retained, qos, kind, correlation } = message;
         if let Some(tap) = self.core.tap.as_ref().filter(|_| !matches!(kind, Kind::Record { again: true, .. })) {
             tap(&Published { topic: &topic, payload: &payload, retained, qos: qos as u8 });
         }
-        let handed = self.client.try_publish(topic, qos, retained, payload);
+        let handed = match correlation {
+            None => self.client.try_publish(topic, qos, retained, payload),
+            Some(data) => {
+                let properties = PublishProperties { correlation_data: Some(data.into()), ..Default::default() };
+                self.client.try_publish_with_properties(topic, qos, retained, payload, properties)
+            }
+        };
         handed.map_err(|error| Step::Failed(LinkErrorKind::Protocol(error.to_string())))?;
         self.handed.push_back(Sent { kind, qos, at: Instant::now() });
         Ok(())
@@ -491,7 +612,11 @@ impl<'a> Session<'a> {
     }
 
     fn queue_status(&mut self) {
-        let payload = json(&*self.status.borrow_and_update());
+        let status = self.status.borrow_and_update().clone();
+        if status.consent.is_some() != self.consent_discovered {
+            self.queue_discovery();
+        }
+        let payload = json(&status);
         self.queue(self.core.topics.status(), payload, true);
     }
 
@@ -503,7 +628,9 @@ impl<'a> Session<'a> {
     fn queue_discovery(&mut self) {
         if let Some(home_assistant) = &self.discovered {
             let topic = discovery::config_topic(&home_assistant.prefix, &self.core.topics);
-            let payload = json(&discovery::config(&self.core.topics, &(self.core.sources.info)()));
+            self.consent_discovered = self.core.shared.status.borrow().consent.is_some();
+            let info = (self.core.sources.info)();
+            let payload = json(&discovery::config(&self.core.topics, &info, self.consent_discovered));
             self.queue(topic, payload, true);
         }
     }
@@ -528,11 +655,25 @@ impl<'a> Session<'a> {
         let mut telemetry = (self.core.sources.telemetry)();
         telemetry.outbox = self.core.shared.outbox();
         let (topic, payload) = (self.core.topics.telemetry(), json(&telemetry));
-        self.queue_message(Message { topic, payload, retained: false, qos: QoS::AtMostOnce, kind: Kind::Other });
+        self.queue_message(Message {
+            topic,
+            payload,
+            retained: false,
+            qos: QoS::AtMostOnce,
+            kind: Kind::Other,
+            correlation: None,
+        });
     }
 
     fn queue(&mut self, topic: String, payload: Vec<u8>, retained: bool) {
-        self.queue_message(Message { topic, payload, retained, qos: QoS::AtLeastOnce, kind: Kind::Other });
+        self.queue_message(Message {
+            topic,
+            payload,
+            retained,
+            qos: QoS::AtLeastOnce,
+            kind: Kind::Other,
+            correlation: None,
+        });
     }
 
     /// Of each topic only the newest message waits.
@@ -546,7 +687,9 @@ impl<'a> Session<'a> {
     }
 
     fn fits(&self, message: &Message) -> bool {
-        let bytes = PUBLISH_OVERHEAD_BYTES + message.topic.len() + message.payload.len();
+        // Length and identifier of correlation data, and a longer length of the properties.
+        let correlation = message.correlation.as_ref().map_or(0, |data| data.len() + 6);
+        let bytes = PUBLISH_OVERHEAD_BYTES + message.topic.len() + message.payload.len() + correlation;
         self.largest_packet.is_none_or(|largest| bytes <= largest)
     }
 
@@ -554,7 +697,14 @@ impl<'a> Session<'a> {
         let status = Status::stopped(self.core.boot, Moment(jiff::Timestamp::now()));
         let (topic, payload) = (self.core.topics.status(), json(&status));
         self.control.clear();
-        self.queue_message(Message { topic, payload, retained: true, qos: QoS::AtLeastOnce, kind: Kind::Goodbye });
+        self.queue_message(Message {
+            topic,
+            payload,
+            retained: true,
+            qos: QoS::AtLeastOnce,
+            kind: Kind::Goodbye,
+            correlation: None,
+        });
         self.phase = Phase::Goodbye(Instant::now() + GOODBYE * 3 / 4);
     }
 
@@ -595,6 +745,24 @@ impl<'a> Session<'a> {
 }
 
 impl Core {
+    fn request(&self, incoming: Incoming) -> Result<(), Incoming> {
+        let refused = match &self.commands {
+            Some(commands) => commands(Notice::Request(incoming)),
+            None => Err(Notice::Request(incoming)),
+        };
+        match refused {
+            Err(Notice::Request(incoming)) => Err(incoming),
+            _ => Ok(()),
+        }
+    }
+
+    /// Lost where there is no room: then the answer may be sent once more after a restart.
+    fn delivered(&self, answer: &Answer) {
+        if let Some(commands) = self.commands.as_ref().filter(|_| answer.is_final()) {
+            let _ = commands(Notice::Delivered(Box::new(answer.clone())));
+        }
+    }
+
     fn broker(&self) -> String {
         format!("{}:{}", self.config.host, self.config.port)
     }

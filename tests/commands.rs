@@ -1,0 +1,504 @@
+//! What can be asked over MQTT, with the real program and a real Mosquitto: each command's way, hostile requests, and
+//! configurations that break something.
+
+mod mqtt_support;
+
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use mqtt_support::{Gate, Message, Mode, Mosquitto, Recorder, free_port, topics};
+use serde_json::{Value, json};
+
+const LONG: Duration = Duration::from_secs(120);
+
+/// A program on the test pattern, its folder, and who listens.
+struct Device {
+    _mosquitto: Mosquitto,
+    /// Between the program and the broker.
+    gate: Gate,
+    recorder: Recorder,
+    folder: tempfile::TempDir,
+    environment: Vec<(&'static str, String)>,
+    child: Option<Child>,
+}
+
+impl Device {
+    fn start(allow: &[&str], more: &str) -> Self {
+        Self::with_environment(allow, more, Vec::new())
+    }
+
+    fn with_environment(allow: &[&str], more: &str, environment: Vec<(&'static str, String)>) -> Self {
+        let mosquitto = Mosquitto::start();
+        let recorder = Recorder::on(mosquitto.port);
+        let gate = Gate::to(mosquitto.port, Mode::Open);
+        let folder = tempfile::tempdir().unwrap();
+        let text = format!(
+            "# this device\n[device]\nsite = \"lobby\"\nname = \"mirror-1\"\n\
+             [camera]\nsource = \"pattern\" # no camera yet\nwidth_px = 160\nheight_px = 120\nfps = 10\n\
+             [mqtt]\nhost = \"127.0.0.1\"\nport = {}\nuser = \"mirror\"\npassword = \"hunter2\"\n\
+             reconnect_first_s = 0.05\nreconnect_longest_s = 0.2\ntelemetry_every_s = 1\n\
+             [mqtt.spool]\npath = {:?}\n\
+             [mqtt.commands]\nallow = {allow:?}\nburst = 50\npath = {:?}\n{more}",
+            gate.port,
+            folder.path().join("spool"),
+            folder.path().join("commands"),
+        );
+        std::fs::write(folder.path().join("visaged.toml"), text).unwrap();
+        let mut device = Self { _mosquitto: mosquitto, gate, recorder, folder, environment, child: None };
+        device.run();
+        device.wait_online(0);
+        device
+    }
+
+    fn file(&self) -> PathBuf {
+        self.folder.path().join("visaged.toml")
+    }
+
+    fn text(&self) -> String {
+        std::fs::read_to_string(self.file()).unwrap()
+    }
+
+    fn run(&mut self) {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.folder.path().join("log")).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_visaged"))
+            .env_clear()
+            .envs(self.environment.iter().map(|(name, value)| (*name, value)))
+            .args(["run", "--config"])
+            .arg(self.file())
+            .stdin(Stdio::null())
+            .stderr(log)
+            .spawn();
+        self.child = Some(child.unwrap());
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    fn kill(&mut self) {
+        let mut child = self.child.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    fn wait_ended(&mut self) -> ExitStatus {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.as_mut().unwrap().try_wait().unwrap() {
+                return status;
+            }
+            assert!(start.elapsed() < LONG, "it does not end: {}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn is_running(&mut self) -> bool {
+        self.child.as_mut().unwrap().try_wait().unwrap().is_none()
+    }
+
+    fn send(&self, name: &str, payload: &str) {
+        self.recorder.publish(&topics().request(name), false, payload);
+    }
+
+    fn request(&self, name: &str, id: &str, args: Value) {
+        self.send(name, &json!({ "schema": "visaged.cmd.v1", "id": id, "args": args }).to_string());
+    }
+
+    /// The `n`-th answer to `id`, counted from 0.
+    fn answer(&self, name: &str, id: &str, n: usize) -> Value {
+        let what = format!("answer {n} to {name} {id}; log: {}", self.log());
+        let messages = self.wait(&what, |messages| answers(messages, name, id).len() > n);
+        answers(&messages, name, id).swap_remove(n)
+    }
+
+    fn ask(&self, name: &str, id: &str, args: Value) -> Value {
+        self.request(name, id, args);
+        self.answer(name, id, 0)
+    }
+
+    fn code(&self, name: &str, id: &str, args: Value) -> String {
+        let answer = self.ask(name, id, args);
+        answer["error"]["code"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned()
+    }
+
+    fn wait(&self, what: &str, enough: impl Fn(&[Message]) -> bool) -> Vec<Message> {
+        self.recorder.wait(what, enough)
+    }
+
+    /// Waits for `online` after the first `from` messages; gives the boot.
+    fn wait_online(&self, from: usize) -> String {
+        let online = |messages: &[Message]| {
+            let newer = messages.iter().skip(from).rev().find(|m| m.topic == topics().status());
+            newer.map(Message::json).filter(|status| status["status"] == "online")
+        };
+        let messages = self.wait(&format!("online; log: {}", self.log()), |messages| online(messages).is_some());
+        online(&messages).unwrap()["boot"].as_str().unwrap().to_owned()
+    }
+
+    fn boot(&self) -> String {
+        self.wait_online(0)
+    }
+
+    fn heard(&self) -> usize {
+        self.recorder.messages().len()
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the program's log: {}", self.log());
+        }
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Answers to `id`, each once: an answer may come twice where a connection broke before its acknowledgement.
+fn answers(messages: &[Message], name: &str, id: &str) -> Vec<Value> {
+    let topic = topics().answer(name);
+    let mut found: Vec<Value> =
+        messages.iter().filter(|m| m.topic == topic).map(Message::json).filter(|answer| answer["id"] == id).collect();
+    found.dedup();
+    found
+}
+
+fn states(messages: &[Message], name: &str, id: &str) -> Vec<String> {
+    answers(messages, name, id).iter().map(|answer| answer["state"].as_str().unwrap().to_owned()).collect()
+}
+
+fn check_schemas(messages: &[Message]) {
+    let schemas = visaged::mqtt::payload::schemas();
+    let schema = &schemas.iter().find(|(file, _)| *file == "rsp.schema.json").unwrap().1;
+    let validator = jsonschema::validator_for(schema.as_value()).unwrap();
+    for message in messages.iter().filter(|m| m.topic.contains("/rsp/")) {
+        assert!(validator.is_valid(&message.json()), "{}", message.json());
+        assert!(!message.retained);
+    }
+}
+
+#[test]
+fn ping_info_and_the_configuration_are_told_without_secrets() {
+    let device = Device::start(&["config.get"], "");
+    let ping = device.ask("ping", "p", json!({}));
+    assert_eq!((&ping["state"], &ping["boot"]), (&json!("succeeded"), &json!(device.boot())));
+    assert!(ping["result"]["uptime_s"].as_f64().unwrap() > 0.0);
+    let info = device.ask("info", "i", json!({}));
+    assert_eq!(info["result"]["schema"], "visaged.info.v1");
+    let commands = info["result"]["capabilities"].as_array().unwrap();
+    assert!(commands.contains(&json!("cmd/ping")) && commands.contains(&json!("cmd/config.get")));
+    assert!(!commands.contains(&json!("cmd/config.set")));
+    let config = device.ask("config.get", "c", json!({}));
+    let text = config["result"]["toml"].as_str().unwrap();
+    assert!(text.contains("# this device") && !text.contains("hunter2"), "{text}");
+    assert_eq!(config["result"]["sha256"], visaged::daemon::trial::sha256(device.text()));
+    assert_eq!(device.code("restart", "r", json!({})), "not_enabled");
+    assert_eq!(device.code("dance", "d", json!({})), "unknown_command");
+    check_schemas(&device.recorder.messages());
+}
+
+#[test]
+fn an_answer_goes_to_the_response_topic_too_with_the_correlation_data() {
+    let device = Device::start(&[], "");
+    let request = |id: &str| json!({ "schema": "visaged.cmd.v1", "id": id, "args": {} }).to_string();
+    device.recorder.ask(&topics().request("ping"), &request("1"), "visaged/v1/office/7", b"\x00\xffc");
+    let messages = device.wait("a copy", |messages| messages.iter().any(|m| m.topic == "visaged/v1/office/7"));
+    let copy = messages.iter().find(|m| m.topic == "visaged/v1/office/7").unwrap();
+    assert_eq!(copy.correlation.as_deref(), Some(b"\x00\xffc".as_slice()));
+    device.answer("ping", "1", 0);
+    let own = device.recorder.messages().into_iter().find(|m| m.topic == topics().answer("ping")).unwrap();
+    assert_eq!((own.payload, own.correlation), (copy.payload.clone(), copy.correlation.clone()));
+    device.recorder.ask(&topics().request("ping"), &request("2"), "somewhere/else", b"c");
+    device.answer("ping", "2", 0);
+    device.ask("ping", "3", json!({}));
+    assert!(device.recorder.messages().iter().all(|m| m.topic != "somewhere/else"));
+}
+
+#[test]
+fn no_picture_is_given_away() {
+    let device = Device::start(&["snapshot"], "");
+    assert_eq!(device.code("snapshot", "s", json!({})), "forbidden");
+}
+
+#[test]
+fn consent_is_needed_given_taken_back_and_ends_and_the_status_says_so() {
+    let device = Device::start(&["consent.grant", "consent.revoke"], "[privacy]\nrequire_consent = true\n");
+    let wait = |what: &str, from: usize, expected: Value| {
+        device.wait(what, |messages| {
+            let statuses = messages.iter().skip(from).filter(|m| m.topic == topics().status());
+            statuses.map(Message::json).any(|status| status["consent"] == expected)
+        });
+    };
+    let none = json!({ "granted": false, "until": null });
+    wait("consent to be needed", 0, none.clone());
+    let from = device.heard();
+    assert_eq!(device.ask("consent.grant", "1", json!({}))["result"], json!({ "granted": true, "until": null }));
+    wait("consent", from, json!({ "granted": true, "until": null }));
+    assert_eq!(device.ask("consent.revoke", "2", json!({}))["result"], none);
+    wait("no consent", from, none.clone());
+    let from = device.heard();
+    let limited = device.ask("consent.set", "3", json!({ "granted": true, "for_s": 1 }));
+    assert!(limited["result"]["until"].is_string(), "{limited}");
+    wait("the end of consent", from, none);
+    let telemetry = |m: &Message| m.topic == topics().telemetry() && !m.json()["consent"].is_null();
+    device.wait("telemetry with consent", |messages| messages.iter().any(telemetry));
+}
+
+#[test]
+fn where_no_consent_is_required_none_can_be_given() {
+    let device = Device::start(&["consent.grant"], "");
+    assert_eq!(device.code("consent.grant", "1", json!({})), "forbidden");
+}
+
+#[test]
+fn the_log_says_more_for_a_while() {
+    let device = Device::start(&["log.level"], "[log]\nfilter = \"warn\"\n");
+    assert_eq!(device.code("log.level", "1", json!({ "level": "a=b=c" })), "invalid_args");
+    let answer = device.ask("log.level", "2", json!({ "level": "visaged=info", "for_s": 1 }));
+    assert_eq!(answer["result"], json!({ "level": "visaged=info" }));
+    let told = |device: &Device| device.log().matches("a command is carried out").count();
+    assert_eq!(told(&device), 0);
+    device.ask("log.level", "3", json!({ "level": "visaged=info", "for_s": 1 }));
+    assert_eq!(told(&device), 1, "{}", device.log());
+    std::thread::sleep(Duration::from_millis(1500));
+    device.ask("log.level", "4", json!({ "level": "visaged=info", "for_s": 1 }));
+    assert_eq!(told(&device), 1, "the configured filter is back: {}", device.log());
+}
+
+#[test]
+fn a_restart_says_offline_and_is_answered_by_the_next_boot_once_whoever_asks_again() {
+    let mut device = Device::start(&["restart"], "");
+    let (boot, from) = (device.boot(), device.heard());
+    let begun = device.ask("restart", "again", json!({}));
+    assert_eq!((&begun["state"], &begun["boot"]), (&json!("in_progress"), &json!(boot)));
+    let done = device.answer("restart", "again", 1);
+    assert_eq!(done["state"], "succeeded");
+    assert_ne!(done["boot"], json!(boot));
+    assert!(device.is_running(), "where there is no systemd it starts itself");
+    let statuses: Vec<Value> = device
+        .recorder
+        .messages()
+        .iter()
+        .skip(from)
+        .filter(|m| m.topic == topics().status())
+        .map(Message::json)
+        .collect();
+    assert!(statuses.iter().any(|s| s["status"] == "offline" && s["reason"] == "stopped"), "{statuses:?}");
+    let later = device.wait_online(from);
+    device.recorder.ask(
+        &topics().request("restart"),
+        &json!({ "schema": "visaged.cmd.v1", "id": "again", "args": {} }).to_string(),
+        "visaged/v1/office/7",
+        b"c",
+    );
+    let messages =
+        device.wait("the answer again", |messages| messages.iter().any(|m| m.topic == "visaged/v1/office/7"));
+    assert_eq!(messages.iter().find(|m| m.topic == "visaged/v1/office/7").unwrap().json(), done);
+    assert_eq!(device.ask("ping", "p", json!({}))["boot"], json!(later), "and it did not start anew again");
+}
+
+#[test]
+fn under_systemd_a_restart_ends_the_process_so_that_it_is_started_again() {
+    let notify = tempfile::tempdir().unwrap();
+    let socket = notify.path().join("notify");
+    let _socket = UnixDatagram::bind(&socket).unwrap();
+    let mut device = Device::with_environment(&["restart"], "", vec![("NOTIFY_SOCKET", socket.display().to_string())]);
+    device.request("restart", "1", json!({}));
+    assert_eq!(device.wait_ended().code(), Some(1));
+    assert_eq!(states(&device.recorder.messages(), "restart", "1"), ["in_progress"]);
+    device.run();
+    assert_eq!(device.answer("restart", "1", 1)["state"], "succeeded");
+}
+
+#[test]
+fn hostile_requests_are_answered_or_ignored_and_the_daemon_goes_on() {
+    let device = Device::start(&[], "");
+    let oversized = json!({ "schema": "visaged.cmd.v1", "id": "big", "args": { "x": "y".repeat(50_000) } }).to_string();
+    device.send("ping", &oversized);
+    assert_eq!(device.answer("ping", "", 0)["error"]["code"], "too_large");
+    for (n, malformed) in ["", "\0", "{\"schema\":", "[[[[[[[[", "null"].into_iter().enumerate() {
+        device.send("info", malformed);
+        assert_eq!(device.answer("info", "", n)["error"]["code"], "malformed", "{malformed:?}");
+    }
+    let retained = json!({ "schema": "visaged.cmd.v1", "id": "kept", "args": {} }).to_string();
+    device.recorder.publish(&topics().request("ping"), true, &retained);
+    let flood = 500;
+    for n in 0..flood {
+        device.request("ping", &format!("flood-{n}"), json!({}));
+    }
+    let messages = device.wait("an answer to each of the flood", |messages| {
+        (0..flood).all(|n| !answers(messages, "ping", &format!("flood-{n}")).is_empty())
+    });
+    let done = (0..flood).filter(|n| states(&messages, "ping", &format!("flood-{n}")) == ["succeeded"]).count();
+    assert!((10..200).contains(&done), "{done} of {flood} were carried out");
+    let refused = (0..flood).map(|n| answers(&messages, "ping", &format!("flood-{n}")).swap_remove(0));
+    let codes: Vec<Value> = refused.filter(|a| a["state"] == "rejected").map(|a| a["error"]["code"].clone()).collect();
+    assert_eq!(codes.len(), flood - done);
+    assert!(codes.iter().all(|code| code == "rate_limited" || code == "busy"), "{codes:?}");
+    assert!(answers(&messages, "ping", "kept").is_empty());
+    assert!(device.log().contains("a command is ignored"), "{}", device.log());
+    check_schemas(&messages);
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(device.ask("ping", "after", json!({}))["state"], "succeeded");
+}
+
+const ALL: [&str; 3] = ["config.get", "config.set", "restart"];
+
+fn set(keys: Value) -> Value {
+    json!({ "set": keys, "confirm_after_s": 10 })
+}
+
+#[test]
+fn a_configuration_that_works_is_kept_without_a_restart_where_none_is_needed() {
+    let device = Device::start(&ALL, "");
+    let (boot, former) = (device.boot(), device.text());
+    let begun = device.ask("config.set", "1", set(json!({ "report.enter_after_s": 0.5, "log.filter": "debug" })));
+    assert_eq!(begun["state"], "in_progress", "{begun}");
+    assert_eq!(device.code("config.set", "2", set(json!({ "faces.min_score": 0.5 }))), "busy");
+    assert_eq!(device.code("restart", "3", json!({})), "busy");
+    let done = device.answer("config.set", "1", 1);
+    assert_eq!((&done["state"], &done["boot"]), (&json!("succeeded"), &json!(boot)), "{done}");
+    assert_eq!(done["result"]["changed"], json!(["log.filter", "report.enter_after_s"]));
+    let text = device.text();
+    assert!(text.starts_with(&former) && text.contains("enter_after_s = 0.5"), "{text}");
+    let shown = device.ask("config.get", "4", json!({}));
+    assert_eq!(shown["result"]["sha256"], done["result"]["sha256"]);
+    assert!(!device.folder.path().join("visaged.toml.trial").exists());
+    let same = device.ask("config.set", "5", json!({ "toml": shown["result"]["toml"] }));
+    assert_eq!((&same["state"], &same["result"]["changed"]), (&json!("succeeded"), &json!([])), "{same}");
+}
+
+#[test]
+fn a_configuration_that_is_wrong_forbidden_or_meant_for_another_changes_nothing() {
+    let device = Device::with_environment(&ALL, "", vec![("VISAGED_FACES__MIN_SCORE", "0.7".into())]);
+    let former = device.text();
+    let answer = device.ask("config.set", "1", set(json!({ "mqtt.prot": 1, "camera.fps": 0 })));
+    assert_eq!((&answer["state"], &answer["error"]["code"]), (&json!("rejected"), &json!("invalid_config")));
+    let message = answer["error"]["message"].as_str().unwrap();
+    assert!(message.contains("did you mean port?") && message.contains("camera.fps = 0"), "{message}");
+    for (id, keys) in [
+        ("2", json!({ "mqtt.commands.allow": ["snapshot"] })),
+        ("3", json!({ "privacy.require_consent": true })),
+        ("4", json!({ "deployment.context": "retail" })),
+        ("5", json!({ "mqtt.enabled": false })),
+        ("6", json!({ "faces.min_score": 0.5 })),
+    ] {
+        assert_eq!(device.code("config.set", id, set(keys)), "forbidden", "{id}");
+    }
+    let other = json!({ "set": { "faces.max_faces": 2 }, "if_sha256": "00".repeat(32) });
+    assert_eq!(device.code("config.set", "7", other), "invalid_args");
+    assert_eq!(device.code("config.set", "8", json!({ "toml": "[mqtt" })), "invalid_config");
+    assert_eq!(device.text(), former);
+    assert_eq!(std::fs::read_dir(device.folder.path()).unwrap().count(), 4, "file, log, spool, commands");
+}
+
+/// After a configuration was taken back: the former file, online, and the answer.
+fn assert_rolled_back(device: &Device, id: &str, former: &str, from: usize) -> Value {
+    let done = device.answer("config.set", id, 1);
+    assert_eq!((&done["state"], &done["error"]["code"]), (&json!("failed"), &json!("rolled_back")), "{done}");
+    assert_eq!(device.text(), former);
+    device.wait_online(from);
+    let start = Instant::now();
+    while device.folder.path().join("visaged.toml.trial").exists() {
+        assert!(start.elapsed() < LONG, "the journal stays");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    done
+}
+
+#[test]
+fn a_configuration_that_breaks_the_camera_is_rolled_back() {
+    let device = Device::start(&ALL, "");
+    let former = device.text();
+    let keys = json!({ "camera.source": "v4l2", "camera.device": "/dev/there-is-no-camera" });
+    assert_eq!(device.ask("config.set", "1", set(keys))["state"], "in_progress");
+    device.wait("degraded", |messages| {
+        let statuses = messages.iter().filter(|m| m.topic == topics().status()).map(Message::json);
+        statuses.filter(|s| s["reason"].as_str().is_some_and(|r| r.contains("there-is-no-camera"))).count() > 0
+    });
+    let from = device.heard();
+    let done = assert_rolled_back(&device, "1", &former, from);
+    assert!(done["error"]["message"].as_str().unwrap().contains("there-is-no-camera"), "{done}");
+}
+
+#[test]
+fn a_configuration_that_breaks_the_brokers_address_is_rolled_back() {
+    let device = Device::start(&ALL, "");
+    let (former, boot) = (device.text(), device.boot());
+    assert_eq!(device.ask("config.set", "1", set(json!({ "mqtt.port": free_port() })))["state"], "in_progress");
+    let from = device.heard();
+    let done = assert_rolled_back(&device, "1", &former, from);
+    assert!(done["error"]["message"].as_str().unwrap().contains("no connection"), "{done}");
+    assert_ne!(device.boot(), boot);
+}
+
+#[test]
+fn a_configuration_with_which_the_daemon_does_not_start_is_rolled_back_at_once() {
+    let device = Device::start(&ALL, "");
+    let former = device.text();
+    let from = device.heard();
+    device.request("config.set", "1", json!({ "set": { "models.derl": "/there/is/none" }, "confirm_after_s": 600 }));
+    let done = assert_rolled_back(&device, "1", &former, from);
+    assert!(done["error"]["message"].as_str().unwrap().contains("/there/is/none"), "{done}");
+}
+
+#[test]
+fn a_kill_between_a_configuration_and_its_confirmation_rolls_it_back() {
+    let mut device = Device::start(&ALL, "");
+    let former = device.text();
+    let long = |keys: Value| json!({ "set": keys, "confirm_after_s": 600 });
+    device.ask("config.set", "1", long(json!({ "faces.min_score": 0.5 })));
+    assert_ne!(device.text(), former);
+    device.kill();
+    let from = device.heard();
+    device.run();
+    assert_rolled_back(&device, "1", &former, from);
+
+    let boot = device.wait_online(from);
+    device.ask("config.set", "2", long(json!({ "camera.fps": 5 })));
+    device.wait("the start that the configuration needs", |messages| {
+        let statuses = messages.iter().filter(|m| m.topic == topics().status()).map(Message::json);
+        statuses.last().is_some_and(|s| s["status"] == "online" && s["boot"] != *boot)
+    });
+    assert_ne!(device.text(), former);
+    device.kill();
+    let from = device.heard();
+    device.run();
+    assert_rolled_back(&device, "2", &former, from);
+}
+
+#[test]
+fn a_configuration_that_needs_a_restart_is_kept_when_the_next_boot_is_well() {
+    let device = Device::start(&ALL, "");
+    let boot = device.boot();
+    assert_eq!(
+        device.ask("config.set", "1", set(json!({ "camera.fps": 5, "mqtt.password": "hunter3" })))["state"],
+        "in_progress"
+    );
+    let done = device.answer("config.set", "1", 1);
+    assert_eq!(done["state"], "succeeded", "{done}");
+    assert_ne!(done["boot"], json!(boot));
+    assert!(device.text().contains("fps = 5") && device.text().contains("hunter3"));
+    assert!(!Path::new(&device.folder.path().join("visaged.toml.trial")).exists());
+    assert!(!device.log().contains("hunter3") && !done.to_string().contains("hunter3"));
+}
+
+#[test]
+fn a_broker_that_was_away_gets_the_answer_when_it_is_back() {
+    let device = Device::start(&ALL, "");
+    assert_eq!(device.ask("config.set", "1", set(json!({ "faces.min_score": 0.5 })))["state"], "in_progress");
+    device.gate.set(Mode::Shut);
+    let start = Instant::now();
+    while !device.log().contains("is taken back") {
+        assert!(start.elapsed() < LONG, "{}", device.log());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(states(&device.recorder.messages(), "config.set", "1"), ["in_progress"]);
+    device.gate.set(Mode::Open);
+    let done = device.answer("config.set", "1", 1);
+    assert_eq!(done["error"]["code"], "rolled_back", "without a broker it could not be confirmed: {done}");
+}
