@@ -461,8 +461,8 @@ fn a_kill_between_a_configuration_and_its_confirmation_rolls_it_back() {
     let boot = device.wait_online(from);
     device.ask("config.set", "2", long(json!({ "camera.fps": 5 })));
     device.wait("the start that the configuration needs", |messages| {
-        let statuses = messages.iter().filter(|m| m.topic == topics().status()).map(Message::json);
-        statuses.last().is_some_and(|s| s["status"] == "online" && s["boot"] != *boot)
+        let mut statuses = messages.iter().filter(|m| m.topic == topics().status()).map(Message::json);
+        statuses.next_back().is_some_and(|s| s["status"] == "online" && s["boot"] != *boot)
     });
     assert_ne!(device.text(), former);
     device.kill();

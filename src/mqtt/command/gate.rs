@@ -90,7 +90,7 @@ impl Gate {
             return Verdict::Ignore("it is retained: a command is for now, not for whoever comes later");
         }
         match self.decide(incoming, clock) {
-            Ok(Decision::Do(accepted)) => Verdict::Do(accepted),
+            Ok(Decision::Do(accepted)) => Verdict::Do(*accepted),
             Ok(Decision::Again(stored)) => Verdict::Answer(*stored, incoming.reply.clone()),
             Err((id, refusal)) => {
                 let answer = Answer::new(&id, &incoming.name, Err(refusal), self.boot, Moment(clock.wall));
@@ -145,12 +145,12 @@ impl Gate {
             let (id, reply) = (request.id.clone(), reply.clone());
             self.past.remember(Entry { id, digest, name, reply, answer: None, delivered: false });
         }
-        Ok(Decision::Do(Accepted { id: request.id, name, command, reply }))
+        Ok(Decision::Do(Box::new(Accepted { id: request.id, name, command, reply })))
     }
 }
 
 enum Decision {
-    Do(Accepted),
+    Do(Box<Accepted>),
     Again(Box<Answer>),
 }
 
