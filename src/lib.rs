@@ -22,9 +22,10 @@
 //! | [`picture`] | still pictures from disk: opened with limits, turned upright, written with their mark |
 //! | [`capture`] | sources of frames: V4L2 cameras, clips, a test pattern |
 //! | [`nn`] | networks and the engines that run them; knows no faces |
-//! | [`models`] | model bundles: manifest, verification, the defaults inside the binary |
+//! | [`models`] | model bundles: manifest, verification, the defaults inside the binary, the store of installed ones |
 //! | [`face`] | detection, tracking, alignment |
 //! | [`expression`] | de-expression, emotion, smoothing over time; knows no MQTT |
+//! | [`selftest`] | a bundle tried on pictures before anything depends on it |
 //! | [`report`] | observations to events: the fixed JSON contract |
 //! | [`mqtt`] | topics, payloads, discovery, the client and its spool; knows no pictures |
 //! | [`mirror`] | what a person sees: the live page |
@@ -48,4 +49,5 @@ pub mod nn;
 pub mod picture;
 pub mod pool;
 pub mod report;
+pub mod selftest;
 pub mod telemetry;

@@ -96,6 +96,10 @@ pub struct Telemetry {
     pub frames_dropped: AtomicU64,
     /// Frames that could not be converted.
     pub frames_broken: AtomicU64,
+    /// Frames on which the detector's network failed.
+    pub detector_failures: AtomicU64,
+    /// Faces on which the expression network failed.
+    pub derl_failures: AtomicU64,
     /// Faces read.
     pub faces_read: AtomicU64,
     /// Faces now in view.
@@ -146,6 +150,8 @@ impl Telemetry {
             frames_read: AtomicU64::new(0),
             frames_dropped: AtomicU64::new(0),
             frames_broken: AtomicU64::new(0),
+            detector_failures: AtomicU64::new(0),
+            derl_failures: AtomicU64::new(0),
             faces_read: AtomicU64::new(0),
             faces_in_view: AtomicU64::new(0),
             stage_restarts: AtomicU64::new(0),
@@ -237,6 +243,8 @@ impl Collector for Exposition {
             ("frames_read", "Frames read to the end", &t.frames_read),
             ("frames_dropped", "Frames replaced by a newer one before they were read", &t.frames_dropped),
             ("frames_broken", "Frames that could not be converted", &t.frames_broken),
+            ("detector_failures", "Frames on which the detector's network failed", &t.detector_failures),
+            ("derl_failures", "Faces on which the expression network failed", &t.derl_failures),
             ("faces_read", "Faces read", &t.faces_read),
             ("stage_restarts", "Stages restarted after a panic", &t.stage_restarts),
             ("camera_losses", "Times the camera was lost", &t.camera_losses),

@@ -191,7 +191,7 @@ pub fn run(args: &BenchArgs) -> Result<(), Failure> {
 
 fn measure(args: &BenchArgs, nn: Settings) -> Result<Report, BenchError> {
     let budget = Duration::from_secs(args.seconds);
-    let models = Models::load(&ModelsConfig::default(), nn)?;
+    let models = Models::load(&ModelsConfig::BUILT_IN, nn)?;
     let plans = plans(&models)?;
     let lowered = |(bundle, input, plan): &(&'static str, String, Plan)| {
         Some(Lowered { bundle, input: input.clone(), int8: Int8::of(plan)? })

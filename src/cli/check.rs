@@ -119,7 +119,8 @@ fn models(config: &Config) -> Result<String, String> {
         let manifest = bundle.manifest();
         format!("{} {} ({})", manifest.name, manifest.version, bundle.origin())
     };
-    Ok(format!("{}, {}", one(models.detector.bundle()), one(models.derl.bundle())))
+    let used = format!("{}, {}", one(models.detector.bundle()), one(models.derl.bundle()));
+    if models.notes.is_empty() { Ok(used) } else { Err(format!("{used} would run; {}", models.notes.join("; "))) }
 }
 
 /// Opens the source, and takes one frame through the conversion.

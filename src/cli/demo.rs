@@ -13,7 +13,7 @@ use super::logging;
 use super::{Failure, settings};
 use crate::capture::clip::Clip;
 use crate::config::{
-    Config, DeviceConfig, LogConfig, LogFormat, MqttConfig, Pace, ReportConfig, SpoolConfig, WebConfig,
+    Config, DeviceConfig, LogConfig, LogFormat, ModelsConfig, MqttConfig, Pace, ReportConfig, SpoolConfig, WebConfig,
 };
 use crate::daemon::{Daemon, OpenSource, Parts, StartError};
 use crate::mirror::web::WebError;
@@ -103,6 +103,7 @@ fn config(broker: &Broker, page: Option<SocketAddr>, nn: Settings) -> Config {
         }),
         report: ReportConfig { summary_every: Some(Duration::from_secs(10)), ..ReportConfig::default() },
         web: page.map(|listen| WebConfig { listen }),
+        models: ModelsConfig::BUILT_IN,
         nn,
         ..Config::default()
     }

@@ -1,19 +1,28 @@
-//! `visaged models list|verify`: the bundles inside the binary and in folders.
+//! `visaged models`: the bundles inside the binary, in folders, and installed on this device.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use clap::{Args, Subcommand};
+use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{Failure, settings};
-use crate::expression::Reading;
-use crate::expression::derl::{Derl, DerlModel};
-use crate::face::detect::{DetectOptions, Detector, DetectorModel};
-use crate::frame::RgbImage;
-use crate::models::{Bundle, Task};
+use crate::config::{Config, ModelsConfig};
+use crate::expression::derl::DerlModel;
+use crate::face::detect::DetectorModel;
+use crate::models::archive;
+use crate::models::store::{
+    Control, Expected, InstallError, Installed, Listed, Place, Progress, Request, SlotState, Source, StoreError,
+};
+use crate::models::{Bundle, Store, Task};
 use crate::nn::{Plan, Settings};
+use crate::selftest::{self, InAnotherProcess};
 
 /// Bundles in place of the built-in ones.
 #[derive(Clone, Debug, Default, Args)]
@@ -46,12 +55,17 @@ impl BundleArgs {
     }
 }
 
-/// Show or verify model bundles.
+/// Show, verify, pack, install and roll back model bundles.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  visaged models list                     the bundles inside this binary
-  visaged models verify                   verify them: hashes, shapes, a run of each network
-  visaged models verify /srv/derl-0.1.3   verify a bundle before it is configured")]
+  visaged models list                     what is installed on this device, and the bundles inside this binary
+  visaged models verify                   verify the bundles inside: hashes, shapes, a self-test of each network
+  visaged models verify /srv/derl-0.1.3   verify a folder before it is configured or packed
+  visaged models pack /srv/derl-0.1.3 -o derl-0.1.3.tar
+  minisign -S -H -m derl-0.1.3.tar -t visaged:derl:0.1.3
+  visaged models install derl-0.1.3.tar   with derl-0.1.3.tar.minisig beside it
+  visaged models install https://models.example.com/derl-0.1.3.tar --signature derl-0.1.3.tar.minisig
+  visaged models rollback derl            return to the last good one")]
 pub struct ModelsArgs {
     #[command(subcommand)]
     command: ModelsCommand,
@@ -59,31 +73,128 @@ pub struct ModelsArgs {
 
 #[derive(Debug, Subcommand)]
 enum ModelsCommand {
-    /// List bundles with version, licence and measured accuracy
-    List(BundlePaths),
-    /// Verify hashes, versions and shapes, and run each network once
-    Verify(BundlePaths),
+    /// List bundles with version, place, state and measured accuracy
+    List(ListArgs),
+    /// Verify hashes, versions and shapes, and try each network on pictures
+    Verify(VerifyArgs),
+    /// Make one file of a bundle's folder, to be signed and installed
+    Pack(PackArgs),
+    /// Install a signed bundle: it is tried at once, and on trial from the daemon's next start
+    Install(InstallArgs),
+    /// Return to the last good bundle from the daemon's next start
+    Rollback(RollbackArgs),
 }
 
 #[derive(Debug, Args)]
-struct BundlePaths {
+struct ConfigArgs {
+    /// TOML file with [models]; without one the defaults hold
+    #[arg(long, short, value_name = "FILE", env = "VISAGED_CONFIG")]
+    config: Option<PathBuf>,
+}
+
+impl ConfigArgs {
+    fn models(&self) -> Result<ModelsConfig, Failure> {
+        Ok(Config::load(self.config.as_deref(), std::env::vars()).map_err(Failure::usage)?.models)
+    }
+
+    fn store(&self) -> Result<(Store, ModelsConfig), Failure> {
+        let models = self.models()?;
+        let settings = models.store.as_ref().ok_or(NoStore).map_err(Failure::usage)?;
+        Ok((Store::new(settings), models))
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("models.store = \"\": there is no store: name a folder, such as /var/lib/visaged/bundles")]
+struct NoStore;
+
+#[derive(Debug, Args)]
+struct ListArgs {
+    /// Folders of bundles; without any, what is installed and the bundles inside this binary
+    #[arg(value_name = "DIR")]
+    paths: Vec<PathBuf>,
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// One JSON line a bundle
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct VerifyArgs {
     /// Folders of bundles; without any, the bundles inside this binary
     #[arg(value_name = "DIR")]
     paths: Vec<PathBuf>,
     /// One JSON line a bundle
     #[arg(long)]
     json: bool,
+    /// Take no more memory than a bundle may
+    #[arg(long, hide = true)]
+    confined: bool,
+    /// Measure the time by the bundle in this folder, not by the one inside the binary
+    #[arg(long, value_name = "DIR", hide = true)]
+    against: Option<PathBuf>,
 }
 
+#[derive(Debug, Args)]
+struct PackArgs {
+    /// Folder of the bundle
+    #[arg(value_name = "DIR")]
+    folder: PathBuf,
+    /// The archive
+    #[arg(long, short, value_name = "FILE")]
+    output: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct InstallArgs {
+    /// An archive: a file, or an https:// or file:// address
+    #[arg(value_name = "FILE|URL")]
+    source: String,
+    /// Its minisign signature [default: FILE.minisig]
+    #[arg(long, value_name = "FILE")]
+    signature: Option<PathBuf>,
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// One JSON line with the result
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct RollbackArgs {
+    /// detector or derl
+    #[arg(value_name = "TASK", value_parser = task)]
+    task: Task,
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// One JSON line with the result
+    #[arg(long)]
+    json: bool,
+}
+
+fn task(name: &str) -> Result<Task, String> {
+    Task::from_name(name).ok_or_else(|| format!("there are {}", Task::ALL.map(Task::name).join(" and ")))
+}
+
+/// One bundle, as it is listed.
 #[derive(Debug, Serialize)]
 struct Line<'a> {
     origin: String,
     name: Option<&'a str>,
     task: Option<Task>,
-    version: Option<&'a str>,
+    version: Option<String>,
     licence: Option<&'a str>,
     sha256: Option<&'a str>,
     bytes: Option<usize>,
+    /// `good`, `trial` or `bad`.
+    state: SlotState,
+    /// In the store.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    place: Option<Place>,
+    /// The next start of the daemon takes it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    in_use: Option<bool>,
     accuracy: &'a [toml::Table],
     int8: Option<Int8>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -127,33 +238,148 @@ impl std::fmt::Display for Int8 {
     }
 }
 
-/// Lists or verifies.
+/// A bundle that is to be shown.
+struct Shown {
+    origin: String,
+    /// `None` where it is gone.
+    bundle: Option<Result<Bundle, Failure>>,
+    state: SlotState,
+    place: Option<Place>,
+    in_use: Option<bool>,
+    version: Option<String>,
+    reason: Option<String>,
+}
+
+impl Shown {
+    fn of(origin: String, bundle: Result<Bundle, Failure>) -> Self {
+        let state = if bundle.is_ok() { SlotState::Good } else { SlotState::Bad };
+        Self { origin, bundle: Some(bundle), state, place: None, in_use: None, version: None, reason: None }
+    }
+
+    fn folder(path: &Path) -> Self {
+        Self::of(path.display().to_string(), Bundle::open(path).map_err(Failure::failed))
+    }
+
+    fn built_in(task: Task) -> Self {
+        Self::of(format!("built-in {task}"), Bundle::built_in(task).map_err(Failure::failed))
+    }
+
+    fn installed(task: Task, listed: Listed) -> Self {
+        Self {
+            origin: format!("installed {task}"),
+            bundle: listed.bundle.map(|bundle| bundle.map_err(Failure::failed)),
+            state: listed.state,
+            place: Some(listed.place),
+            in_use: Some(false),
+            version: Some(listed.version.to_string()),
+            reason: listed.reason,
+        }
+    }
+
+    /// Of the bundles that can be used, the first one is.
+    fn use_first(mut shown: Vec<Self>) -> Vec<Self> {
+        shown.iter_mut().for_each(|one| one.in_use = Some(false));
+        if let Some(first) = shown.iter_mut().find(|one| matches!(one.bundle, Some(Ok(_)))) {
+            first.in_use = Some(true);
+        }
+        shown
+    }
+}
+
+/// Runs the subcommand.
 ///
 /// # Errors
-/// [`Failure`], exit 1, where a bundle is refused; every bundle is looked at all the same. Exit 2 where the environment names no kernels.
+/// [`Failure`], exit 1, where a bundle is refused (every bundle that is to be shown is looked at all the same) or could not be
+/// installed; exit 2 where the configuration is wrong or the environment names no kernels.
 pub fn run(args: &ModelsArgs) -> Result<(), Failure> {
+    match &args.command {
+        ModelsCommand::List(args) => list(args),
+        ModelsCommand::Verify(args) => verify(args),
+        ModelsCommand::Pack(args) => pack(args),
+        ModelsCommand::Install(args) => install(args),
+        ModelsCommand::Rollback(args) => rollback(args),
+    }
+}
+
+fn list(args: &ListArgs) -> Result<(), Failure> {
     let nn = settings()?;
-    let (paths, verify) = match &args.command {
-        ModelsCommand::List(paths) => (paths, false),
-        ModelsCommand::Verify(paths) => (paths, true),
+    let shown = match args.paths.is_empty() {
+        false => args.paths.iter().map(|path| Shown::folder(path)).collect(),
+        true => of_this_device(&args.config.models()?)?,
     };
-    let bundles = if paths.paths.is_empty() {
-        Task::ALL.map(|task| (format!("built-in {task}"), Bundle::built_in(task))).into()
-    } else {
-        paths.paths.iter().map(|path| (path.display().to_string(), Bundle::open(path))).collect::<Vec<_>>()
-    };
-    let mut refused = false;
-    for (origin, bundle) in bundles {
-        let bundle = bundle.map_err(Failure::failed);
-        let tried = match &bundle {
-            Ok(bundle) => try_out(bundle, nn, verify),
-            Err(_) => Ok(None),
+    show(shown, args.json, None, |bundle| prepared(bundle, nn))
+}
+
+/// For each task what is configured, installed and built in: the best first.
+fn of_this_device(config: &ModelsConfig) -> Result<Vec<Shown>, Failure> {
+    let store = config.store.as_ref().map(Store::new);
+    let mut all = Vec::new();
+    for task in Task::ALL {
+        let folder = match task {
+            Task::Detector => &config.detector,
+            Task::Derl => &config.derl,
         };
-        let error = bundle.as_ref().err().or(tried.as_ref().err());
-        refused |= error.is_some();
-        let int8 = tried.as_ref().ok().cloned().flatten();
-        let line = line(origin, bundle.as_ref().ok(), int8, verify, error);
-        match print(&line, paths.json) {
+        let mut shown: Vec<Shown> = folder.iter().map(|path| Shown::folder(path)).collect();
+        match store.as_ref().map(|store| store.list(task)) {
+            None => {}
+            Some(Ok(listed)) => shown.extend(listed.into_iter().map(|listed| Shown::installed(task, listed))),
+            // This user may not read it, the daemon may: what is in use is not known then.
+            Some(Err(error)) => {
+                all.push(Shown::of(format!("installed {task}"), Err(Failure::failed(error))));
+                all.push(Shown::built_in(task));
+                continue;
+            }
+        }
+        shown.push(Shown::built_in(task));
+        all.extend(Shown::use_first(shown));
+    }
+    Ok(all)
+}
+
+fn verify(args: &VerifyArgs) -> Result<(), Failure> {
+    if args.confined {
+        confine();
+    }
+    let nn = settings()?;
+    let shown = match args.paths.is_empty() {
+        true => Task::ALL.map(Shown::built_in).into(),
+        false => args.paths.iter().map(|path| Shown::folder(path)).collect(),
+    };
+    show(shown, args.json, Some(()), |bundle| {
+        let int8 = prepared(bundle, nn)?;
+        let present = Bundle::load(bundle.manifest().task, args.against.as_deref()).map_err(Failure::failed)?;
+        selftest::run(bundle, &present, nn).map_err(Failure::failed)?;
+        Ok(int8)
+    })
+}
+
+/// A bundle that takes more ends this process, and no other one.
+fn confine() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let limit = Some(selftest::MEMORY_BYTES);
+    if let Err(error) = setrlimit(Resource::Data, Rlimit { current: limit, maximum: limit }) {
+        tracing::debug!(%error, "no limit on memory");
+    }
+}
+
+fn show(
+    shown: Vec<Shown>,
+    json: bool,
+    verify: Option<()>,
+    look: impl Fn(&Bundle) -> Result<Option<Int8>, Failure>,
+) -> Result<(), Failure> {
+    let mut refused = false;
+    for one in shown {
+        let looked = match &one.bundle {
+            Some(Ok(bundle)) => look(bundle),
+            _ => Ok(None),
+        };
+        let refusal = one.bundle.as_ref().and_then(|bundle| bundle.as_ref().err()).or(looked.as_ref().err());
+        refused |= refusal.is_some();
+        let error = refusal.map(ToString::to_string).or_else(|| one.reason.clone());
+        let int8 = looked.as_ref().ok().cloned().flatten();
+        let line = line(&one, int8, verify.map(|()| refusal.is_none()), error);
+        match print(&line, json) {
             Err(e) if e.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
             other => other.map_err(Failure::failed)?,
         }
@@ -161,26 +387,24 @@ pub fn run(args: &ModelsArgs) -> Result<(), Failure> {
     if refused { Err(Failure::reported()) } else { Ok(()) }
 }
 
-fn line<'a>(
-    origin: String,
-    bundle: Option<&'a Bundle>,
-    int8: Option<Int8>,
-    verify: bool,
-    error: Option<&Failure>,
-) -> Line<'a> {
+fn line(one: &Shown, int8: Option<Int8>, verified: Option<bool>, error: Option<String>) -> Line<'_> {
+    let bundle = one.bundle.as_ref().and_then(|bundle| bundle.as_ref().ok());
     let manifest = bundle.map(Bundle::manifest);
     Line {
-        origin,
+        origin: one.origin.clone(),
         name: manifest.map(|m| m.name.as_str()),
         task: manifest.map(|m| m.task),
-        version: manifest.map(|m| m.version.as_str()),
+        version: manifest.map(|m| m.version.clone()).or_else(|| one.version.clone()),
         licence: manifest.map(|m| m.licence.as_str()),
         sha256: bundle.map(Bundle::model_sha256),
         bytes: bundle.map(|b| b.model().len()),
+        state: one.state,
+        place: one.place,
+        in_use: one.in_use,
         accuracy: manifest.map_or(&[], |m| &m.accuracy),
         int8,
-        verified: verify.then_some(error.is_none()),
-        error: error.map(ToString::to_string),
+        verified,
+        error,
     }
 }
 
@@ -190,21 +414,27 @@ fn print(line: &Line<'_>, json: bool) -> io::Result<()> {
         serde_json::to_writer(&mut stdout, line)?;
         return writeln!(stdout);
     }
-    if let Some(error) = &line.error {
-        eprintln!("visaged: {error}");
-        return Ok(());
-    }
     let text = |value: Option<&str>| value.unwrap_or("-").to_owned();
-    let state = if line.verified == Some(true) { "  verified" } else { "" };
+    let version = text(line.version.as_deref());
+    match (&line.error, line.place) {
+        (Some(reason), Some(Place::Removed)) => {
+            return writeln!(stdout, "{} {version}: given up: {reason}", line.origin);
+        }
+        (Some(error), _) => {
+            eprintln!("visaged: {error}");
+            return Ok(());
+        }
+        (None, _) => {}
+    }
     writeln!(
         stdout,
-        "{}: {} {}, {}, {} KiB, sha256 {}{state}",
+        "{}: {} {version}, {}, {} KiB, sha256 {}{}",
         line.origin,
         text(line.name),
-        text(line.version),
         text(line.licence),
         line.bytes.unwrap_or(0) / 1024,
         text(line.sha256),
+        remarks(line),
     )?;
     if let Some(int8) = &line.int8 {
         writeln!(stdout, "    {int8}")?;
@@ -218,28 +448,152 @@ fn print(line: &Line<'_>, json: bool) -> io::Result<()> {
     stdout.flush()
 }
 
+fn remarks(line: &Line<'_>) -> String {
+    let remarks = [
+        (line.verified == Some(true), "  verified"),
+        (line.in_use == Some(true), "  in use"),
+        (line.state == SlotState::Trial, "  on trial"),
+        (line.place == Some(Place::Previous), "  previous"),
+    ];
+    remarks.into_iter().filter_map(|(holds, remark)| holds.then_some(remark)).collect()
+}
+
 /// The sides of the canvas for which `models` prepares a detector.
 const CANVAS_PX: (usize, usize) = (320, 256);
 
-/// Prepares the network, runs it once where it is to be verified, and says what of it runs in int8.
-fn try_out(bundle: &Bundle, nn: Settings, verify: bool) -> Result<Option<Int8>, Failure> {
-    let grey = RgbImage { width_px: 128, height_px: 128, data: vec![128; 3 * 128 * 128] };
+/// Prepares the network, and says what of it runs in int8.
+fn prepared(bundle: &Bundle, nn: Settings) -> Result<Option<Int8>, Failure> {
     match bundle.manifest().task {
         Task::Detector => {
             let model = DetectorModel::new(bundle.clone(), nn).map_err(Failure::failed)?;
-            if verify {
-                let mut detector = Detector::new(&model, DetectOptions::still(&model));
-                detector.detect(&grey, &mut Vec::new()).map_err(Failure::failed)?;
-            }
             Ok(Int8::of(&model.plan(CANVAS_PX.0, CANVAS_PX.1).map_err(Failure::failed)?))
         }
-        Task::Derl => {
-            let model = DerlModel::new(bundle.clone(), nn).map_err(Failure::failed)?;
-            if verify {
-                let mut derl = Derl::new(&model).map_err(Failure::failed)?;
-                derl.read_crop(&grey, &mut Reading::default()).map_err(Failure::failed)?;
-            }
-            Ok(Int8::of(model.plan()))
+        Task::Derl => Ok(Int8::of(DerlModel::new(bundle.clone(), nn).map_err(Failure::failed)?.plan())),
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {source}: {hint}", path.display())]
+struct FileError {
+    path: PathBuf,
+    source: io::Error,
+    hint: &'static str,
+}
+
+fn pack(args: &PackArgs) -> Result<(), Failure> {
+    let (bundle, archive) = archive::pack(&args.folder).map_err(Failure::failed)?;
+    fs::write(&args.output, &archive).map_err(|source| {
+        Failure::failed(FileError { path: args.output.clone(), source, hint: "name a file that can be written" })
+    })?;
+    let (task, version) = (bundle.manifest().task, bundle.version());
+    say(&format!(
+        "{}: {task} {version}, {} bytes; sign it: minisign -S -H -m {0} -t visaged:{task}:{version}",
+        args.output.display(),
+        archive.len(),
+    ))
+}
+
+fn install(args: &InstallArgs) -> Result<(), Failure> {
+    let (store, config) = args.config.store()?;
+    let source = Source::parse(&args.source).map_err(Failure::usage)?;
+    let signature = signature(args, &source)?;
+    let cancel = interrupt().map_err(Failure::failed)?;
+    let control = Control { cancel: &cancel, progress: &tell, pause: &|time| pause(&cancel, time) };
+    let test = InAnotherProcess { limit: selftest::LIMIT, cancel: &cancel };
+    let request = Request { source, signature, expected: Expected::default() };
+    let installed = store.install(request, &test, Timestamp::now(), control).map_err(refused)?;
+    let Installed { version, previous, .. } = &installed;
+    let task = installed.task.0;
+    let text =
+        format!("{task} {version} is installed (before: {previous}); on trial from the next start of the daemon");
+    result(&installed, text, &config, args.json)
+}
+
+/// Without a key nothing can be installed: that is a matter of configuration.
+fn refused(error: InstallError) -> Failure {
+    match error {
+        InstallError::Seal(crate::models::seal::SealError::NoKeys) => Failure::usage(error),
+        error => Failure::failed(error),
+    }
+}
+
+fn signature(args: &InstallArgs, source: &Source) -> Result<String, Failure> {
+    let path = match (&args.signature, source) {
+        (Some(path), _) => path.clone(),
+        (None, Source::File(path)) => {
+            let mut path = path.clone().into_os_string();
+            path.push(".minisig");
+            path.into()
         }
+        (None, _) => return Err(Failure::usage(NoSignature)),
+    };
+    let hint = "name the archive's minisign signature with --signature";
+    fs::read_to_string(&path).map_err(|source| Failure::failed(FileError { path, source, hint }))
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("an archive from an address needs its signature: name the file with --signature")]
+struct NoSignature;
+
+/// SIGINT and SIGTERM end an installation, and nothing has changed.
+fn interrupt() -> io::Result<Arc<AtomicBool>> {
+    let cancel = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        // A second one ends the process at once.
+        signal_hook::flag::register_conditional_default(signal, Arc::clone(&cancel))?;
+        signal_hook::flag::register(signal, Arc::clone(&cancel))?;
+    }
+    Ok(cancel)
+}
+
+fn pause(cancel: &AtomicBool, time: std::time::Duration) {
+    let until = std::time::Instant::now() + time;
+    while std::time::Instant::now() < until && !cancel.load(Ordering::Relaxed) {
+        thread::sleep(std::time::Duration::from_millis(50));
+    }
+}
+
+/// For whoever waits at a terminal; a download is told once.
+fn tell(progress: Progress) {
+    static DOWNLOAD_TOLD: AtomicBool = AtomicBool::new(false);
+    match progress {
+        Progress::Fetching { of, .. } if !DOWNLOAD_TOLD.swap(true, Ordering::Relaxed) => {
+            let size = of.map(|bytes| format!(" {bytes} bytes")).unwrap_or_default();
+            eprintln!("fetching{size}");
+        }
+        Progress::Testing => eprintln!("trying it on pictures"),
+        Progress::Fetching { .. } | Progress::Verifying | Progress::Unpacking | Progress::Switching => {}
+    }
+}
+
+fn rollback(args: &RollbackArgs) -> Result<(), Failure> {
+    let (store, config) = args.config.store()?;
+    let rolled = store.rollback(args.task, Timestamp::now()).map_err(|error: StoreError| Failure::failed(error))?;
+    let text = format!(
+        "{} {} runs from the next start of the daemon (before: {})",
+        args.task, rolled.version, rolled.previous
+    );
+    result(&rolled, text, &config, args.json)
+}
+
+/// What was done; and that it has no effect, where a folder is configured.
+fn result(done: &Installed, text: String, config: &ModelsConfig, json: bool) -> Result<(), Failure> {
+    let folder = match done.task.0 {
+        Task::Detector => &config.detector,
+        Task::Derl => &config.derl,
+    };
+    if let Some(folder) = folder {
+        eprintln!("visaged: models.{} = {}: that bundle goes over the store", done.task.0, folder.display());
+    }
+    match json {
+        true => say(&serde_json::to_string(done).map_err(Failure::failed)?),
+        false => say(&text),
+    }
+}
+
+fn say(text: &str) -> Result<(), Failure> {
+    match writeln!(io::stdout(), "{text}") {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::failed(error)),
+        _ => Ok(()),
     }
 }

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::frame::PixelFormat;
+use crate::models::StoreSettings;
 use crate::mqtt::command::Name;
 use crate::nn::Settings;
 
@@ -281,13 +282,26 @@ pub struct WebConfig {
     pub listen: SocketAddr,
 }
 
-/// `[models]`: `None` takes the bundle inside the binary.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// `[models]`: a folder that is named goes over the store, and the store over the bundle inside the binary.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelsConfig {
     /// Folder of a `detector` bundle.
     pub detector: Option<PathBuf>,
     /// Folder of a `derl` bundle.
     pub derl: Option<PathBuf>,
+    /// Bundles installed on this device; `None`: there is no store.
+    pub store: Option<StoreSettings>,
+}
+
+impl ModelsConfig {
+    /// The bundles inside the binary, whatever is installed.
+    pub const BUILT_IN: Self = Self { detector: None, derl: None, store: None };
+}
+
+impl Default for ModelsConfig {
+    fn default() -> Self {
+        Self { store: Some(StoreSettings::default()), ..Self::BUILT_IN }
+    }
 }
 
 /// `[log]`

@@ -18,6 +18,7 @@ use super::{
     SourceConfig, SpoolConfig, SpoolStorage, TlsConfig, WebConfig,
 };
 use crate::frame::PixelFormat;
+use crate::models::{ModelKey, StoreSettings};
 use crate::mqtt::command::Name;
 use crate::nn::{KERNELS_VARIABLE, Settings};
 
@@ -468,9 +469,34 @@ fn read_models(mut s: Section<'_>) -> ModelsConfig {
         let path: PathBuf = s.get(key, PathBuf::new(), any);
         (!path.as_os_str().is_empty()).then_some(path)
     };
-    let models = ModelsConfig { detector: folder("detector"), derl: folder("derl") };
+    let (detector, derl) = (folder("detector"), folder("derl"));
+    let models = ModelsConfig { detector, derl, store: read_store(&mut s) };
     s.finish();
     models
+}
+
+fn read_store(s: &mut Section<'_>) -> Option<StoreSettings> {
+    let defaults = StoreSettings::default();
+    let path =
+        s.get("store", defaults.path, |path: &PathBuf| match path.is_absolute() || path.as_os_str().is_empty() {
+            true => Ok(()),
+            false => Err("is the absolute path of a folder, or empty for no store".into()),
+        });
+    let Words(keys) = s.get("keys", Words(Vec::new()), |Words(keys)| {
+        keys.iter().try_for_each(|key| key.parse::<ModelKey>().map(drop).map_err(|error| format!("{key} {error}")))
+    });
+    let ca_file: PathBuf = s.get("ca_file", PathBuf::new(), any);
+    let settings = StoreSettings {
+        keys: keys.iter().filter_map(|key| key.parse().ok()).collect(),
+        max_archive_bytes: s.get("max_archive_bytes", defaults.max_archive_bytes, |n: &u64| {
+            let allowed = (64 << 10..=256 << 20).contains(n);
+            if allowed { Ok(()) } else { Err("takes bytes from 65536 (64 KiB) to 268435456 (256 MiB)".into()) }
+        }),
+        ca_file: (!ca_file.as_os_str().is_empty()).then_some(ca_file),
+        trial: s.seconds("trial_s", defaults.trial, 1.0, 86_400.0),
+        path,
+    };
+    (!settings.path.as_os_str().is_empty()).then_some(settings)
 }
 
 fn read_log(mut s: Section<'_>) -> LogConfig {
@@ -644,6 +670,27 @@ impl FromToml for String {
     }
 }
 
+/// A list of words without spaces; from the environment, where there are no lists, between commas or spaces.
+struct Words(Vec<String>);
+
+impl FromToml for Words {
+    fn from_toml(value: Value) -> Result<Self, String> {
+        let wrong = || "takes a list of strings".to_string();
+        match value {
+            Value::Array(items) => items
+                .into_iter()
+                .map(|item| String::from_toml(item).map_err(|_| wrong()))
+                .collect::<Result<_, _>>()
+                .map(Self),
+            Value::String(text) => {
+                let words = text.split([',', ' ']).filter(|word| !word.is_empty());
+                Ok(Self(words.map(ToString::to_string).collect()))
+            }
+            _ => Err(wrong()),
+        }
+    }
+}
+
 impl FromToml for PathBuf {
     fn from_toml(value: Value) -> Result<Self, String> {
         String::from_toml(value).map(Self::from)
@@ -785,6 +832,24 @@ mod tests {
         assert_eq!(found.len(), 4, "{found:?}");
         let found = faults("[mqtt.spool]\nstorage = \"memory\"\nmax_bytes = 2000000\n");
         assert_eq!(found, ["mqtt.spool.max_bytes = 2000000: has no meaning where mqtt.spool.storage is \"memory\""]);
+    }
+
+    #[test]
+    fn keys_of_signers_are_read_from_a_list_or_from_the_environment_and_a_wrong_one_is_named() {
+        const KEY: &str = "RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3";
+        let keys =
+            |config: Config| config.models.store.unwrap().keys.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(keys(parse(&format!("[models]\nkeys = [\"{KEY}\", \"{KEY}\"]\n")).unwrap()), [KEY, KEY]);
+        let environment = [("VISAGED_MODELS__KEYS".to_string(), format!("{KEY},{KEY}"))];
+        assert_eq!(keys(Config::from_table(Table::new(), environment).unwrap()), [KEY, KEY]);
+        let found = faults("[models]\nkeys = [\"RWQ\"]\nstore = \"here\"\ntrial_s = 0\n");
+        assert_eq!(found.len(), 3, "{found:?}");
+        assert!(found.iter().any(|f| f.contains("RWQ is no minisign public key")), "{found:?}");
+    }
+
+    #[test]
+    fn an_empty_path_means_no_store() {
+        assert_eq!(parse("[models]\nstore = \"\"\n").unwrap().models, ModelsConfig::BUILT_IN);
     }
 
     #[test]

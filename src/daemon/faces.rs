@@ -203,7 +203,7 @@ impl Faces {
             return;
         }
         if let Err(error) = telemetry.time(Stage::Detect, || work.detector.detect(&picture, &mut work.found)) {
-            Telemetry::count(&telemetry.frames_broken);
+            Telemetry::count(&telemetry.detector_failures);
             tracing::warn!(%error, seq = frame.seq, "frame passed over");
             return;
         }

@@ -26,33 +26,33 @@ pub mod stage;
 pub mod system;
 pub mod trial;
 
+mod bundles;
 mod faces;
 mod figures;
 mod reading;
 
+pub use bundles::Models;
 pub use commands::CommandParts;
 pub use consent::Consent;
 pub use health::Condition;
 
 use crate::capture::{self, CaptureError, PumpEnd, PumpSettings, Source, SystemEnvironment};
-use crate::config::{
-    CommandsConfig, Config, ExpressionConfig, FacesConfig, ModelsConfig, MqttConfig, ReportConfig, SpoolStorage,
-};
-use crate::expression::derl::{DerlModel, ReadError};
-use crate::face::detect::{DetectorError, DetectorModel};
+use crate::config::{CommandsConfig, Config, ExpressionConfig, FacesConfig, MqttConfig, ReportConfig, SpoolStorage};
+use crate::expression::derl::ReadError;
+use crate::face::detect::DetectorError;
 use crate::frame::{CaptureTime, Frame};
 use crate::mailbox::Mailbox;
 use crate::mirror::web::{self, Page, Server, WebError};
 use crate::mirror::{Hub, Status as HubStatus};
-use crate::models::{Bundle, BundleError, Task};
+use crate::models::BundleError;
 use crate::mqtt::{
     self, Client, CommandSink, DiskSettings, MemorySettings, Spool, SpoolError, Status, Tap, Topics, payload,
 };
-use crate::nn;
 use crate::pool::Pool;
 use crate::report::{Boot, Event, Moment, Reporter};
 use crate::telemetry::Telemetry;
 
+use self::bundles::Trials;
 use self::commands::{Commands, Inbox, Order};
 use self::faces::Faces;
 use self::figures::Figures;
@@ -71,27 +71,6 @@ const DRAIN: Duration = Duration::from_millis(450);
 
 /// Makes the source of frames, at the start and after each loss.
 pub type OpenSource = Box<dyn FnMut() -> Result<Box<dyn Source>, CaptureError> + Send>;
-
-/// The networks of one daemon, verified and read once.
-#[derive(Clone, Debug)]
-pub struct Models {
-    /// Finds faces.
-    pub detector: DetectorModel,
-    /// Reads them.
-    pub derl: DerlModel,
-}
-
-impl Models {
-    /// Reads the configured bundles, or the built-in ones, to be run as `nn` says.
-    ///
-    /// # Errors
-    /// [`StartError`] naming the bundle and what is wrong with it.
-    pub fn load(config: &ModelsConfig, nn: nn::Settings) -> Result<Self, StartError> {
-        let detector = Bundle::load(Task::Detector, config.detector.as_deref())?;
-        let derl = Bundle::load(Task::Derl, config.derl.as_deref())?;
-        Ok(Self { detector: DetectorModel::new(detector, nn)?, derl: DerlModel::new(derl, nn)? })
-    }
-}
 
 /// Why the daemon did not start.
 #[derive(Debug, thiserror::Error)]
@@ -182,6 +161,8 @@ pub struct Daemon {
     described: Option<String>,
     commands: Option<Commands>,
     orders: Receiver<Order>,
+    trials: Trials,
+    hung: bool,
 }
 
 impl Daemon {
@@ -190,7 +171,8 @@ impl Daemon {
     /// # Errors
     /// [`StartError`] for what no waiting cures.
     pub fn start(config: Config, parts: Parts) -> Result<Self, StartError> {
-        let models = Models::load(&config.models, config.nn)?;
+        let (models, trials) =
+            Models::start(&config.models, config.nn, &system::machine_boot(), jiff::Timestamp::now())?;
         let topics = Topics::new(&config.device)?;
         let boot = Boot::random();
         let hub = config.web.as_ref().map(|_| Hub::new());
@@ -206,7 +188,8 @@ impl Daemon {
         });
         let camera = Arc::new(CameraHealth::default());
         let spool = config.mqtt.as_ref().map(|mqtt| open_spool(mqtt, boot)).transpose()?.map(Arc::new);
-        let condition = health::condition(&camera, complaint(spool.as_ref()), &context.supervision, Instant::now());
+        let complaint = complaint(spool.as_ref(), &context.models);
+        let condition = health::condition(&camera, complaint, &context.supervision, Instant::now());
         let page = start_page(&config, &context)?;
         let metrics = start_metrics(&config, &context)?;
         let consent = context.consent.describe(Instant::now());
@@ -237,6 +220,8 @@ impl Daemon {
             described: None,
             commands: None,
             orders,
+            trials,
+            hung: false,
             config,
         };
         daemon.start_stages(parts.open_source)?;
@@ -323,17 +308,21 @@ impl Daemon {
         let now = Instant::now();
         let supervision = &self.context.supervision;
         self.context.telemetry.stage_restarts.store(supervision.restarts(), Ordering::Relaxed);
+        let hung = supervision.hung(now, health::HANG).is_some();
+        self.hung = hung;
+        self.trials.look(now, hung, supervision, &self.context.telemetry)?;
         if let Some(reason) = supervision.fatal() {
+            self.trials.fatal(&reason);
             return Err(Fatal(reason));
         }
-        let condition = health::condition(&self.camera, complaint(self.spool.as_ref()), supervision, now);
+        let complaint = complaint(self.spool.as_ref(), &self.context.models);
+        let condition = health::condition(&self.camera, complaint, supervision, now);
         self.count_events();
         let description = self.camera.description();
         if description.is_some() && description != self.described {
             self.described = description;
             self.client.iter().for_each(|client| client.handle().refresh_info());
         }
-        let hung = supervision.hung(now, health::HANG).is_some();
         let consent = self.context.consent.describe(now);
         if condition != self.condition || consent != self.consent {
             self.announce(condition, consent);
@@ -424,6 +413,10 @@ impl Daemon {
 
     /// Ends every thread: the camera is released, the last events are sent or on disk, `offline` is published.
     pub fn stop(mut self) {
+        // A hang is not made good by being ended: the next start finds it.
+        if !self.hung {
+            self.trials.stand_down();
+        }
         self.context.supervision.stop();
         self.join_stages();
         let written_by = Instant::now() + DRAIN + Client::FAREWELL;
@@ -561,8 +554,11 @@ fn open_spool(mqtt: &MqttConfig, boot: Boot) -> Result<Spool, SpoolError> {
     }
 }
 
-fn complaint(spool: Option<&Arc<Spool>>) -> Option<String> {
-    spool.and_then(|spool| spool.complaint(Instant::now()))
+/// What is wrong with the spool, and what went wrong with the models before the daemon started.
+fn complaint(spool: Option<&Arc<Spool>>, models: &Models) -> Option<String> {
+    let spool = spool.and_then(|spool| spool.complaint(Instant::now()));
+    let complaints: Vec<String> = spool.into_iter().chain(models.notes.iter().cloned()).collect();
+    (!complaints.is_empty()).then(|| complaints.join("; "))
 }
 
 /// What is published is shown on the page too.

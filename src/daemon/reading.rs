@@ -115,6 +115,7 @@ impl Work {
                 Some(self.smoother.add(track, time, quality, &self.reading))
             }
             Err(error) => {
+                Telemetry::count(&telemetry.derl_failures);
                 tracing::warn!(%error, track = track.0, "face passed over");
                 None
             }

@@ -17,6 +17,12 @@ pub fn board() -> String {
         .unwrap_or_else(|| std::env::consts::ARCH.into())
 }
 
+/// Names this run of the machine: another after each restart of the kernel.
+pub fn machine_boot() -> String {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    id.map_or_else(|_| "unknown".into(), |id| id.trim().to_string())
+}
+
 /// The hottest thermal zone, in degrees Celsius.
 pub fn temperature_celsius() -> Option<f64> {
     let zones = std::fs::read_dir("/sys/class/thermal").ok()?;

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::BundleFault;
+use super::{BundleFault, NoVersion, Version};
 
 /// The schema that this program reads.
 pub const SCHEMA: i64 = 1;
@@ -31,6 +31,11 @@ impl Task {
             Self::Detector => "detector",
             Self::Derl => "derl",
         }
+    }
+
+    /// The task whose bundle has this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|task| task.name() == name)
     }
 
     /// Bundles of this version, major and minor, fit this program: same inputs, outputs and meaning.
@@ -170,20 +175,19 @@ impl Manifest {
         Ok(manifest)
     }
 
+    /// The version as numbers.
+    pub(super) fn parsed_version(&self) -> Result<Version, BundleFault> {
+        self.version.parse().map_err(|error: NoVersion| value("version", error.to_string()))
+    }
+
     fn check_version(&self) -> Result<(), BundleFault> {
-        let parts: Option<Vec<u64>> = self.version.split('.').map(|part| part.parse().ok()).collect();
-        match parts.as_deref() {
-            Some([major, minor, _]) if [*major, *minor] == self.task.supported_version() => Ok(()),
-            Some([_, _, _]) => {
-                let [major, minor] = self.task.supported_version();
-                let supported = format!("{major}.{minor}");
-                Err(BundleFault::Version { task: self.task, found: self.version.clone(), supported })
-            }
-            _ => Err(BundleFault::Value {
-                key: "version".into(),
-                reason: format!("`{}` is not major.minor.patch", self.version),
-            }),
+        let version = self.parsed_version()?;
+        let [major, minor] = self.task.supported_version();
+        if [version.major, version.minor] == [major, minor] {
+            return Ok(());
         }
+        let (found, supported) = (self.version.clone(), format!("{major}.{minor}"));
+        Err(BundleFault::Version { task: self.task, found, supported })
     }
 
     fn expect_task(&self, expected: Task) -> Result<(), BundleFault> {

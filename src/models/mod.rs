@@ -1,10 +1,19 @@
-//! Model bundles: manifest, verification, the defaults inside the binary.
+//! Model bundles: manifest, verification, the defaults inside the binary, and the store of installed ones.
 //!
-//! A bundle is a folder with `manifest.toml`, `model.onnx` and whatever else the manifest lists.
+//! A bundle is a folder with `manifest.toml`, `model.onnx` and whatever else the manifest lists. It travels as one signed file
+//! ([`archive`]) and is installed into the [`store`].
 //! Invariant: a [`Bundle`] that exists has been verified: schema, version, paths, sizes and SHA-256 of its files. Nothing
 //! parses a model before that.
 
+pub mod archive;
+pub mod chunks;
+pub mod fetch;
+pub mod seal;
+pub mod store;
+
+mod disk;
 mod manifest;
+mod version;
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -17,6 +26,9 @@ pub use manifest::{
     DerlManifest, DetectionEntry, DetectorManifest, FileEntry, InputEntry, Manifest, NeutralityEntry, OutputEntry,
     SCHEMA, Task,
 };
+pub use seal::ModelKey;
+pub use store::{Store, StoreSettings};
+pub use version::{NoVersion, Version};
 
 const MANIFEST: &str = "manifest.toml";
 const MODEL: &str = "model.onnx";
@@ -29,6 +41,8 @@ const MAX_MANIFEST_BYTES: u64 = 1 << 20;
 pub struct Bundle {
     origin: Origin,
     manifest: Manifest,
+    manifest_sha256: String,
+    version: Version,
     model: Cow<'static, [u8]>,
 }
 
@@ -39,6 +53,13 @@ pub enum Origin {
     BuiltIn(Task),
     /// A folder.
     Folder(PathBuf),
+    /// Installed on this device.
+    Store {
+        /// What for.
+        task: Task,
+        /// Which.
+        version: Version,
+    },
 }
 
 impl std::fmt::Display for Origin {
@@ -46,6 +67,7 @@ impl std::fmt::Display for Origin {
         match self {
             Self::BuiltIn(task) => write!(f, "built-in {task}"),
             Self::Folder(path) => path.display().fmt(f),
+            Self::Store { task, version } => write!(f, "installed {task} {version}"),
         }
     }
 }
@@ -160,20 +182,30 @@ impl Bundle {
     /// # Errors
     /// [`BundleError`]; only where the binary was built from a damaged tree.
     pub fn built_in(task: Task) -> Result<Self, BundleError> {
-        let (manifest, model): (&str, &'static [u8]) = match task {
-            Task::Detector => (
-                include_str!("../../models-quantized/detector/manifest.toml"),
-                include_bytes!("../../models-quantized/detector/model.onnx"),
-            ),
-            Task::Derl => (
-                include_str!("../../models-quantized/derl/manifest.toml"),
-                include_bytes!("../../models-quantized/derl/model.onnx"),
-            ),
+        let (manifest, model) = inside(task);
+        let verified = || {
+            let (parsed, version) = Self::parse_built_in(task)?;
+            let entry = parsed.files.iter().find(|f| f.path == MODEL).ok_or(BundleFault::Unlisted)?;
+            verify_bytes(entry, model)?;
+            Ok((parsed, version))
         };
         let origin = Origin::BuiltIn(task);
-        Self::verify_built_in(task, manifest, model)
-            .map(|manifest| Self { origin: origin.clone(), manifest, model: Cow::Borrowed(model) })
-            .map_err(|fault| BundleError { origin, fault })
+        match verified() {
+            Ok((parsed, version)) => {
+                let manifest_sha256 = sha256_hex(manifest.as_bytes());
+                Ok(Self { origin, manifest: parsed, manifest_sha256, version, model: Cow::Borrowed(model) })
+            }
+            Err(fault) => Err(BundleError { origin, fault }),
+        }
+    }
+
+    /// The version of the bundle for `task` inside this binary.
+    ///
+    /// # Errors
+    /// [`BundleError`]; only where the binary was built from a damaged tree.
+    pub fn built_in_version(task: Task) -> Result<Version, BundleError> {
+        let parsed = Self::parse_built_in(task);
+        parsed.map(|(_, version)| version).map_err(|fault| BundleError { origin: Origin::BuiltIn(task), fault })
     }
 
     /// Opens and verifies the bundle in `folder`, every listed file of it.
@@ -181,9 +213,15 @@ impl Bundle {
     /// # Errors
     /// [`BundleError`]: the first thing that is wrong with it.
     pub fn open(folder: &Path) -> Result<Self, BundleError> {
-        let origin = Origin::Folder(folder.to_owned());
-        match Self::read_folder(folder) {
-            Ok((manifest, model)) => Ok(Self { origin, manifest, model: Cow::Owned(model) }),
+        Self::from_files(Origin::Folder(folder.to_owned()), |name, limit| read_file(&folder.join(name), limit))
+    }
+
+    /// The bundle whose files `read` gives by name, and of each at most one byte more than it is told.
+    fn from_files(origin: Origin, read: impl FnMut(&str, u64) -> io::Result<Vec<u8>>) -> Result<Self, BundleError> {
+        match Self::read_files(read) {
+            Ok((manifest, manifest_sha256, version, model)) => {
+                Ok(Self { origin, manifest, manifest_sha256, version, model: Cow::Owned(model) })
+            }
             Err(fault) => Err(BundleError { origin, fault }),
         }
     }
@@ -206,6 +244,11 @@ impl Bundle {
     /// Its manifest.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// Its version.
+    pub fn version(&self) -> Version {
+        self.version
     }
 
     /// The bytes of `model.onnx`, verified.
@@ -246,18 +289,25 @@ impl Bundle {
         }
     }
 
-    fn verify_built_in(task: Task, manifest: &str, model: &[u8]) -> Result<Manifest, BundleFault> {
-        let manifest = Manifest::parse(manifest)?;
+    fn parse_built_in(task: Task) -> Result<(Manifest, Version), BundleFault> {
+        let manifest = Manifest::parse(inside(task).0)?;
         if manifest.task != task {
             return Err(BundleFault::Task { expected: task, found: manifest.task });
         }
-        let entry = manifest.files.iter().find(|f| f.path == MODEL).ok_or(BundleFault::Unlisted)?;
-        verify_bytes(entry, model)?;
-        Ok(manifest)
+        let version = manifest.parsed_version()?;
+        Ok((manifest, version))
     }
 
-    fn read_folder(folder: &Path) -> Result<(Manifest, Vec<u8>), BundleFault> {
-        let text = read_limited(folder, MANIFEST, MAX_MANIFEST_BYTES)?;
+    fn read_files(
+        mut read: impl FnMut(&str, u64) -> io::Result<Vec<u8>>,
+    ) -> Result<(Manifest, String, Version, Vec<u8>), BundleFault> {
+        let mut read =
+            |name: &str, limit| read(name, limit).map_err(|source| BundleFault::Read { file: name.into(), source });
+        let text = read(MANIFEST, MAX_MANIFEST_BYTES)?;
+        if text.len() as u64 > MAX_MANIFEST_BYTES {
+            return Err(BundleFault::Syntax(format!("is larger than {MAX_MANIFEST_BYTES} bytes")));
+        }
+        let manifest_sha256 = sha256_hex(&text);
         let text = String::from_utf8(text).map_err(|_| BundleFault::Syntax("is not UTF-8".into()))?;
         let manifest = Manifest::parse(&text)?;
         let mut model = None;
@@ -265,13 +315,28 @@ impl Bundle {
             if !is_plain(&entry.path) {
                 return Err(BundleFault::UnsafePath { path: entry.path.clone() });
             }
-            let bytes = read_limited(folder, &entry.path, entry.bytes.min(MAX_FILE_BYTES))?;
+            let bytes = read(&entry.path, entry.bytes.min(MAX_FILE_BYTES))?;
             verify_bytes(entry, &bytes)?;
             if entry.path == MODEL {
                 model = Some(bytes);
             }
         }
-        model.map(|model| (manifest, model)).ok_or(BundleFault::Unlisted)
+        let version = manifest.parsed_version()?;
+        model.map(|model| (manifest, manifest_sha256, version, model)).ok_or(BundleFault::Unlisted)
+    }
+}
+
+/// Manifest and model inside this binary.
+fn inside(task: Task) -> (&'static str, &'static [u8]) {
+    match task {
+        Task::Detector => (
+            include_str!("../../models-quantized/detector/manifest.toml"),
+            include_bytes!("../../models-quantized/detector/model.onnx"),
+        ),
+        Task::Derl => (
+            include_str!("../../models-quantized/derl/manifest.toml"),
+            include_bytes!("../../models-quantized/derl/model.onnx"),
+        ),
     }
 }
 
@@ -281,14 +346,9 @@ fn is_plain(path: &str) -> bool {
 }
 
 /// Reads at most `limit + 1` bytes, so that a file that grew is seen as such without being read whole.
-fn read_limited(folder: &Path, name: &str, limit: u64) -> Result<Vec<u8>, BundleFault> {
+fn read_file(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(folder.join(name))
-        .and_then(|file| file.take(limit + 1).read_to_end(&mut bytes))
-        .map_err(|source| BundleFault::Read { file: name.into(), source })?;
-    if name == MANIFEST && bytes.len() as u64 > limit {
-        return Err(BundleFault::Syntax(format!("is larger than {limit} bytes")));
-    }
+    File::open(path)?.take(limit + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

@@ -1,0 +1,309 @@
+//! Which bundles the daemon runs, and how a new one proves itself.
+//!
+//! A folder that is configured goes over the store, the store over the bundle inside the binary. What the store has on trial is
+//! kept once frames were read for the trial's time without a fault of its stage. A fault gives it up and ends the daemon, so that
+//! the next start has the former one; a crash or a hang is found by the next start itself.
+//!
+//! Invariant: nothing that is wrong with the store keeps the daemon from starting.
+
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use super::stage::Supervision;
+use super::{Fatal, StartError};
+use crate::config::ModelsConfig;
+use crate::expression::derl::DerlModel;
+use crate::face::detect::DetectorModel;
+use crate::models::store::Started;
+use crate::models::{Bundle, Origin, Store, Task, Version};
+use crate::nn;
+use crate::telemetry::Telemetry;
+
+/// A store that could not be written to is asked again after this.
+const AGAIN: Duration = Duration::from_secs(30);
+/// Two looks that lie further apart say nothing about the time between them.
+const LONGEST_STEP: Duration = Duration::from_secs(2);
+
+/// The networks of one daemon, verified and read once.
+#[derive(Clone, Debug)]
+pub struct Models {
+    /// Finds faces.
+    pub detector: DetectorModel,
+    /// Reads them.
+    pub derl: DerlModel,
+    /// What went wrong before these were found, for people; while it is not empty the daemon says `degraded`.
+    pub notes: Vec<String>,
+}
+
+impl Models {
+    /// Reads the bundles that a daemon would take, to be run as `nn` says; changes nothing.
+    ///
+    /// # Errors
+    /// [`StartError`] naming the bundle and what is wrong with it.
+    pub fn load(config: &ModelsConfig, nn: nn::Settings) -> Result<Self, StartError> {
+        Chooser { config, start: None }.choose(nn).map(|(models, _)| models)
+    }
+
+    /// Reads the bundles for a daemon that starts now, and counts the start of what is on trial.
+    pub(super) fn start(
+        config: &ModelsConfig,
+        nn: nn::Settings,
+        machine_boot: &str,
+        now: Timestamp,
+    ) -> Result<(Self, Trials), StartError> {
+        let (models, on_trial) = Chooser { config, start: Some((machine_boot, now)) }.choose(nn)?;
+        models.notes.iter().for_each(|note| tracing::error!("{note}"));
+        let store = config.store.as_ref().map(Store::new);
+        Ok((models, Trials { store, on_trial, ..Trials::default() }))
+    }
+}
+
+struct Chooser<'a> {
+    config: &'a ModelsConfig,
+    /// Run of the machine and time, where the daemon really starts.
+    start: Option<(&'a str, Timestamp)>,
+}
+
+impl Chooser<'_> {
+    fn choose(&self, nn: nn::Settings) -> Result<(Models, Vec<OnTrial>), StartError> {
+        let (mut notes, mut on_trial) = (Vec::new(), Vec::new());
+        let folder = self.config.detector.as_deref();
+        let detector = self
+            .prepare(Task::Detector, folder, &mut notes, &mut on_trial, |bundle| Ok(DetectorModel::new(bundle, nn)?))?;
+        let folder = self.config.derl.as_deref();
+        let derl =
+            self.prepare(Task::Derl, folder, &mut notes, &mut on_trial, |bundle| Ok(DerlModel::new(bundle, nn)?))?;
+        Ok((Models { detector, derl, notes }, on_trial))
+    }
+
+    fn prepare<M>(
+        &self,
+        task: Task,
+        folder: Option<&Path>,
+        notes: &mut Vec<String>,
+        on_trial: &mut Vec<OnTrial>,
+        prepare: impl Fn(Bundle) -> Result<M, StartError>,
+    ) -> Result<M, StartError> {
+        let store = match (folder, &self.config.store) {
+            (Some(_), _) | (None, None) => return prepare(Bundle::load(task, folder)?),
+            (None, Some(settings)) => Store::new(settings),
+        };
+        // Once more for the former one, where the one on trial cannot even be prepared.
+        for _ in 0..2 {
+            let started = match self.start {
+                Some((machine_boot, now)) => store.start(task, machine_boot, now)?,
+                None => store.look(task)?,
+            };
+            let Started { bundle, on_trial: trial, notes: found } = started;
+            notes.extend(found);
+            let (origin, version) = (bundle.origin().clone(), bundle.version());
+            let error = match prepare(bundle) {
+                Ok(model) => {
+                    on_trial.extend(trial.then_some(OnTrial { task, version, failures: 0 }));
+                    return Ok(model);
+                }
+                Err(error) => error,
+            };
+            match (origin, self.start) {
+                (Origin::BuiltIn(_), _) => return Err(error),
+                (_, Some((_, now))) if trial => {
+                    if let Err(unwritten) = store.give_up(task, version, &error.to_string(), now) {
+                        notes.push(format!("models: {task} {version}: {error}; {unwritten}"));
+                        break;
+                    }
+                }
+                _ => {
+                    notes.push(format!("models: {task} {version} cannot be used: {error}"));
+                    break;
+                }
+            }
+        }
+        prepare(Bundle::built_in(task)?)
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct OnTrial {
+    task: Task,
+    version: Version,
+    /// Of its network, counted when it was looked at last.
+    failures: u64,
+}
+
+/// What is on trial in this run of the daemon.
+#[derive(Debug, Default)]
+pub(super) struct Trials {
+    store: Option<Store>,
+    on_trial: Vec<OnTrial>,
+    healthy: Duration,
+    last: Option<(Instant, u64)>,
+    not_before: Option<Instant>,
+}
+
+impl Trials {
+    /// Looks how the stages do. `Err`: one of the bundles was given up, and the daemon has to start again without it.
+    pub(super) fn look(
+        &mut self,
+        now: Instant,
+        hung: bool,
+        supervision: &Supervision,
+        telemetry: &Telemetry,
+    ) -> Result<(), Fatal> {
+        if self.on_trial.is_empty() {
+            return Ok(());
+        }
+        if let Some(fault) = self.fault(supervision, telemetry) {
+            return Err(self.fail(fault));
+        }
+        let frames = telemetry.frames_read.load(Ordering::Relaxed);
+        if let Some((then, before)) = self.last.replace((now, frames)) {
+            let step = now.saturating_duration_since(then);
+            if frames > before && !hung && step <= LONGEST_STEP {
+                self.healthy += step;
+            } else if frames == before {
+                // Frames may come more slowly than looks are taken.
+                self.last = Some((then, before)).filter(|_| step <= LONGEST_STEP).or(self.last);
+            }
+        }
+        let due = self.not_before.is_none_or(|time| now >= time);
+        if due && self.store.as_ref().is_some_and(|store| self.healthy >= store.trial()) {
+            self.keep(now);
+        }
+        Ok(())
+    }
+
+    fn fault(&self, supervision: &Supervision, telemetry: &Telemetry) -> Option<(OnTrial, String)> {
+        let restart = supervision.last_restart();
+        self.on_trial.iter().find_map(|trial| {
+            let (stage, failures) = match trial.task {
+                Task::Detector => ("faces", &telemetry.detector_failures),
+                Task::Derl => ("expression", &telemetry.derl_failures),
+            };
+            if let Some(restart) = restart.as_ref().filter(|restart| restart.stage == stage) {
+                return Some((*trial, format!("stage {stage} panicked: {}", restart.message)));
+            }
+            let failed = failures.load(Ordering::Relaxed) > trial.failures;
+            failed.then(|| (*trial, "its network failed on a frame".into()))
+        })
+    }
+
+    fn fail(&mut self, (trial, reason): (OnTrial, String)) -> Fatal {
+        let OnTrial { task, version, .. } = trial;
+        self.on_trial.retain(|other| other.task != task);
+        if let Some(Err(error)) = self.store.as_ref().map(|s| s.give_up(task, version, &reason, Timestamp::now())) {
+            // Not told to stop: the next start takes it for a crash, which comes to the same.
+            tracing::error!(%task, %version, %error, "not written that the bundle was given up");
+        }
+        Fatal(format!("models: {task} {version} was given up ({reason}); the next start has the former one"))
+    }
+
+    fn keep(&mut self, now: Instant) {
+        let Some(store) = &self.store else { return };
+        self.on_trial.retain(|trial| match store.keep(trial.task, trial.version) {
+            Ok(()) => {
+                tracing::info!(task = %trial.task, version = %trial.version, "the new bundle has proven itself");
+                false
+            }
+            Err(error) => {
+                tracing::warn!(task = %trial.task, %error, "trial goes on");
+                true
+            }
+        });
+        self.not_before = (!self.on_trial.is_empty()).then(|| now + AGAIN);
+    }
+
+    /// The daemon cannot go on, for `reason`.
+    pub(super) fn fatal(&mut self, reason: &str) {
+        while let Some(trial) = self.on_trial.first().copied() {
+            let _ = self.fail((trial, reason.into()));
+        }
+    }
+
+    /// The daemon was told to stop.
+    pub(super) fn stand_down(&mut self) {
+        let Some(store) = &self.store else { return };
+        for trial in self.on_trial.drain(..) {
+            if let Err(error) = store.stand_down(trial.task, trial.version) {
+                tracing::warn!(task = %trial.task, %error, "the next start takes this end for a crash");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::stage::{End, spawn};
+    use super::*;
+    use crate::models::StoreSettings;
+
+    fn on_trial(task: Task) -> Trials {
+        let settings = StoreSettings { path: "/nowhere".into(), ..StoreSettings::default() };
+        let version = "0.1.9".parse().unwrap();
+        Trials {
+            store: Some(Store::new(&settings)),
+            on_trial: vec![OnTrial { task, version, failures: 0 }],
+            ..Trials::default()
+        }
+    }
+
+    struct Rig {
+        trials: Trials,
+        supervision: Arc<Supervision>,
+        telemetry: Telemetry,
+        now: Instant,
+    }
+
+    impl Rig {
+        fn new(task: Task) -> Self {
+            let now = Instant::now();
+            let supervision = Arc::new(Supervision::default());
+            Self { trials: on_trial(task), supervision, telemetry: Telemetry::new(now), now }
+        }
+
+        fn looks(&mut self, seconds: u64, frames: bool) -> Result<(), Fatal> {
+            for _ in 0..10 * seconds {
+                self.now += Duration::from_millis(100);
+                self.telemetry.frames_read.fetch_add(u64::from(frames), Ordering::Relaxed);
+                self.trials.look(self.now, false, &self.supervision, &self.telemetry)?;
+            }
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_trial_lasts_as_long_as_frames_were_read_and_not_as_long_as_the_daemon_ran() {
+        let mut rig = Rig::new(Task::Derl);
+        rig.looks(300, false).unwrap();
+        assert_eq!(rig.trials.on_trial.len(), 1, "nothing was read");
+        rig.looks(57, true).unwrap();
+        assert_eq!(rig.trials.on_trial.len(), 1);
+        rig.looks(4, true).unwrap();
+        assert!(rig.trials.on_trial.is_empty());
+    }
+
+    #[test]
+    fn a_failing_network_or_a_panicking_stage_ends_the_trial_of_its_own_bundle_only() {
+        let mut rig = Rig::new(Task::Derl);
+        rig.looks(1, true).unwrap();
+        Telemetry::count(&rig.telemetry.detector_failures);
+        rig.looks(1, true).unwrap();
+        Telemetry::count(&rig.telemetry.derl_failures);
+        let error = rig.looks(1, true).unwrap_err().to_string();
+        assert!(error.contains("derl 0.1.9 was given up") && rig.trials.on_trial.is_empty(), "{error}");
+
+        let mut rig = Rig::new(Task::Detector);
+        let mut first = true;
+        let stage = spawn("faces", &rig.supervision, move |_| {
+            assert!(!std::mem::take(&mut first), "no such tensor");
+            End::Finished
+        });
+        stage.unwrap().join().unwrap();
+        let error = rig.looks(1, true).unwrap_err().to_string();
+        assert!(error.contains("detector 0.1.9") && error.contains("no such tensor"), "{error}");
+    }
+}
