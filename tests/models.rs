@@ -172,7 +172,7 @@ fn a_daemon_killed_during_a_trial_starts_with_the_former_bundle_and_says_so() {
 
     let _daemon = bench.daemon();
     bench.until("the words", |log| {
-        log.contains("detector 0.1.90 was given up") && log.contains("degraded") | log.contains("Degraded")
+        log.contains("detector 0.1.90 was given up") && log.to_lowercase().contains("degraded")
     });
     assert_eq!(bench.state("detector")["current"], "built-in");
     let listed = bench.listed("detector");
