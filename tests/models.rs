@@ -251,3 +251,34 @@ fn a_configured_folder_goes_over_the_store() {
     drop(daemon);
     assert_eq!(bench.state("detector")["trial"]["starts"], 0, "the store was not asked");
 }
+
+/// Root installs for the daemon's user. Where the tests are not root's, or others may not reach the program, there is nothing to try.
+#[test]
+fn what_root_installs_is_done_as_the_owner_of_the_store() {
+    use std::os::unix::fs::{MetadataExt as _, chown};
+    const NOBODY: u32 = 65_534;
+    let program = Path::new(env!("CARGO_BIN_EXE_visaged"));
+    let reachable = program.ancestors().all(|path| fs::metadata(path).is_ok_and(|m| m.mode() & 0o001 != 0));
+    let bench = Bench::new(60);
+    if !reachable || chown(bench.folder.path(), Some(NOBODY), Some(NOBODY)).is_err() {
+        return eprintln!("not root, or the program is out of reach: left out");
+    }
+    let archive = bench.archive("detector", "0.1.90", |_| ());
+    let installed = bench.visaged(&["models", "install", &archive]);
+    assert!(installed.status.success(), "{}", stderr(&installed));
+    let mut folders = vec![bench.path("store")];
+    while let Some(folder) = folders.pop() {
+        assert_eq!(fs::metadata(&folder).unwrap().uid(), NOBODY, "{}", folder.display());
+        for entry in fs::read_dir(&folder).unwrap().flatten() {
+            assert_eq!(entry.metadata().unwrap().uid(), NOBODY, "{}", entry.path().display());
+            folders.extend(entry.path().is_dir().then(|| entry.path()));
+        }
+    }
+    // What the daemon's user could have put there has no effect beyond what that user may do.
+    let outside = tempfile::tempdir().unwrap();
+    let secret = outside.path().join("secret");
+    fs::write(&secret, "root's").unwrap();
+    std::os::unix::fs::symlink(&secret, bench.path("store/detector/state.json.new")).unwrap();
+    assert_eq!(bench.visaged(&["models", "rollback", "detector"]).status.code(), Some(1));
+    assert_eq!(fs::read_to_string(&secret).unwrap(), "root's");
+}

@@ -22,6 +22,7 @@ pub mod run;
 pub mod synth;
 
 mod drive;
+mod owner;
 
 const EXAMPLES: &str = "Examples:
   visaged demo                            the whole way on the bundled clip, with a live page

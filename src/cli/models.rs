@@ -6,21 +6,22 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::owner::become_owner_of;
 use super::{Failure, settings};
 use crate::config::{Config, ModelsConfig};
+use crate::daemon::installer::pause;
 use crate::expression::derl::DerlModel;
 use crate::face::detect::DetectorModel;
 use crate::models::archive;
 use crate::models::store::{
     Control, Expected, InstallError, Installed, Listed, Place, Progress, Request, SlotState, Source, StoreError,
 };
-use crate::models::{Bundle, Store, Task};
+use crate::models::{Bundle, Store, StoreSettings, Task};
 use crate::nn::{Plan, Settings};
 use crate::selftest::{self, InAnotherProcess};
 
@@ -59,7 +60,7 @@ impl BundleArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   visaged models list                     what is installed on this device, and the bundles inside this binary
-  visaged models verify                   verify the bundles inside: hashes, shapes, a self-test of each network
+  visaged models verify                   verify all of these: hashes, shapes, a self-test of each network
   visaged models verify /srv/derl-0.1.3   verify a folder before it is configured or packed
   visaged models pack /srv/derl-0.1.3 -o derl-0.1.3.tar
   minisign -S -H -m derl-0.1.3.tar -t visaged:derl:0.1.3
@@ -97,10 +98,11 @@ impl ConfigArgs {
         Ok(Config::load(self.config.as_deref(), std::env::vars()).map_err(Failure::usage)?.models)
     }
 
-    fn store(&self) -> Result<(Store, ModelsConfig), Failure> {
+    /// The settings of the store that there has to be.
+    fn store(&self) -> Result<(StoreSettings, ModelsConfig), Failure> {
         let models = self.models()?;
-        let settings = models.store.as_ref().ok_or(NoStore).map_err(Failure::usage)?;
-        Ok((Store::new(settings), models))
+        let settings = models.store.clone().ok_or(NoStore).map_err(Failure::usage)?;
+        Ok((settings, models))
     }
 }
 
@@ -122,9 +124,11 @@ struct ListArgs {
 
 #[derive(Debug, Args)]
 struct VerifyArgs {
-    /// Folders of bundles; without any, the bundles inside this binary
+    /// Folders of bundles; without any, what is installed and the bundles inside this binary
     #[arg(value_name = "DIR")]
     paths: Vec<PathBuf>,
+    #[command(flatten)]
+    config: ConfigArgs,
     /// One JSON line a bundle
     #[arg(long)]
     json: bool,
@@ -342,7 +346,7 @@ fn verify(args: &VerifyArgs) -> Result<(), Failure> {
     }
     let nn = settings()?;
     let shown = match args.paths.is_empty() {
-        true => Task::ALL.map(Shown::built_in).into(),
+        true => of_this_device(&args.config.models()?)?,
         false => args.paths.iter().map(|path| Shown::folder(path)).collect(),
     };
     show(shown, args.json, Some(()), |bundle| {
@@ -378,7 +382,8 @@ fn show(
         refused |= refusal.is_some();
         let error = refusal.map(ToString::to_string).or_else(|| one.reason.clone());
         let int8 = looked.as_ref().ok().cloned().flatten();
-        let line = line(&one, int8, verify.map(|()| refusal.is_none()), error);
+        let verified = verify.filter(|()| one.bundle.is_some()).map(|()| refusal.is_none());
+        let line = line(&one, int8, verified, error);
         match print(&line, json) {
             Err(e) if e.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
             other => other.map_err(Failure::failed)?,
@@ -493,10 +498,21 @@ fn pack(args: &PackArgs) -> Result<(), Failure> {
     ))
 }
 
+/// The store, to be changed: as its owner.
+fn to_change(settings: &StoreSettings) -> Result<Store, Failure> {
+    let hint = "run this as root or as the daemon's user";
+    become_owner_of(&settings.path)
+        .map_err(|source| Failure::failed(FileError { path: settings.path.clone(), source, hint }))?;
+    Ok(Store::new(settings))
+}
+
 fn install(args: &InstallArgs) -> Result<(), Failure> {
-    let (store, config) = args.config.store()?;
+    let (settings, config) = args.config.store()?;
     let source = Source::parse(&args.source).map_err(Failure::usage)?;
     let signature = signature(args, &source)?;
+    // Both as whoever calls: the daemon's user need not be able to read them.
+    let source = source.read_file(settings.max_archive_bytes).map_err(Failure::failed)?;
+    let store = to_change(&settings)?;
     let cancel = interrupt().map_err(Failure::failed)?;
     let control = Control { cancel: &cancel, progress: &tell, pause: &|time| pause(&cancel, time) };
     let test = InAnotherProcess { limit: selftest::LIMIT, cancel: &cancel };
@@ -546,13 +562,6 @@ fn interrupt() -> io::Result<Arc<AtomicBool>> {
     Ok(cancel)
 }
 
-fn pause(cancel: &AtomicBool, time: std::time::Duration) {
-    let until = std::time::Instant::now() + time;
-    while std::time::Instant::now() < until && !cancel.load(Ordering::Relaxed) {
-        thread::sleep(std::time::Duration::from_millis(50));
-    }
-}
-
 /// For whoever waits at a terminal; a download is told once.
 fn tell(progress: Progress) {
     static DOWNLOAD_TOLD: AtomicBool = AtomicBool::new(false);
@@ -567,7 +576,8 @@ fn tell(progress: Progress) {
 }
 
 fn rollback(args: &RollbackArgs) -> Result<(), Failure> {
-    let (store, config) = args.config.store()?;
+    let (settings, config) = args.config.store()?;
+    let store = to_change(&settings)?;
     let rolled = store.rollback(args.task, Timestamp::now()).map_err(|error: StoreError| Failure::failed(error))?;
     let text = format!(
         "{} {} runs from the next start of the daemon (before: {})",

@@ -22,6 +22,7 @@ use crossbeam_channel::{Receiver, Sender};
 pub mod commands;
 pub mod consent;
 pub mod health;
+pub mod installer;
 pub mod stage;
 pub mod system;
 pub mod trial;

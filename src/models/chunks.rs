@@ -46,12 +46,10 @@ pub enum ChunkError {
 }
 
 impl Chunks {
-    pub(super) fn new(path: &Path, size: u64, own: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<Self> {
+    pub(super) fn new(path: &Path, size: u64) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create_new(true).mode(0o600).open(path)?;
-        let chunks = Self { path: path.into(), file, size, received: Vec::new() };
-        own(path)?;
-        Ok(chunks)
+        Ok(Self { path: path.into(), file, size, received: Vec::new() })
     }
 
     /// Takes a piece; one that was there already is written again.
@@ -142,7 +140,7 @@ mod tests {
 
     fn chunks(size: u64) -> (tempfile::TempDir, Chunks) {
         let folder = tempfile::tempdir().unwrap();
-        let chunks = Chunks::new(&folder.path().join("x.chunks"), size, |_| Ok(())).unwrap();
+        let chunks = Chunks::new(&folder.path().join("x.chunks"), size).unwrap();
         (folder, chunks)
     }
 

@@ -6,7 +6,7 @@
 use std::fmt::Debug;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -38,29 +38,9 @@ pub(super) trait Disk: Debug + Send + Sync {
     fn free_bytes(&self, path: &Path) -> io::Result<u64>;
 }
 
-/// The system's own files.
-#[derive(Clone, Debug)]
-pub(super) struct SystemDisk {
-    /// What root makes belongs to who owns the place, so that the daemon can use it.
-    owner: Option<(u32, u32)>,
-}
-
-impl SystemDisk {
-    /// For files below `root`, which may not be there yet.
-    pub(super) fn new(root: &Path) -> Self {
-        let there = root.ancestors().find_map(|folder| fs::metadata(folder).ok());
-        let owner = there.filter(|_| rustix::process::geteuid().is_root()).map(|place| (place.uid(), place.gid()));
-        Self { owner }
-    }
-
-    /// Gives a file or folder that this process made to who owns the store.
-    pub(super) fn hand_over(&self, path: &Path) -> io::Result<()> {
-        match self.owner {
-            Some((user, group)) => std::os::unix::fs::chown(path, Some(user), Some(group)),
-            None => Ok(()),
-        }
-    }
-}
+/// The system's own files, as the user of this process.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SystemDisk;
 
 impl Disk for SystemDisk {
     fn read(&self, path: &Path, limit: u64) -> io::Result<Vec<u8>> {
@@ -70,10 +50,7 @@ impl Disk for SystemDisk {
     }
 
     fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        let mut options = OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(path)?;
-        self.hand_over(path)?;
-        file.write_all(bytes)
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?.write_all(bytes)
     }
 
     fn sync_file(&self, path: &Path) -> io::Result<()> {
@@ -89,16 +66,7 @@ impl Disk for SystemDisk {
     }
 
     fn make_folder(&self, path: &Path) -> io::Result<()> {
-        if path.is_dir() {
-            return Ok(());
-        }
-        if let Some(parent) = path.parent() {
-            self.make_folder(parent)?;
-        }
-        match DirBuilder::new().mode(0o700).create(path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            result => result.and_then(|()| self.hand_over(path)),
-        }
+        DirBuilder::new().recursive(true).mode(0o700).create(path)
     }
 
     fn remove_folder(&self, path: &Path) -> io::Result<()> {
@@ -118,7 +86,6 @@ impl Disk for SystemDisk {
 
     fn lock(&self, path: &Path, patience: Duration) -> io::Result<Lock> {
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
-        self.hand_over(path)?;
         let deadline = Instant::now() + patience;
         loop {
             match file.try_lock() {

@@ -133,8 +133,6 @@ pub(super) struct Order<'a> {
     /// Announced.
     pub(super) size: Option<u64>,
     pub(super) ca_file: Option<&'a Path>,
-    /// Gives a file to who owns the store.
-    pub(super) hand_over: &'a dyn Fn(&Path) -> io::Result<()>,
 }
 
 /// Fetches, and resumes where an earlier attempt ended.
@@ -246,21 +244,20 @@ fn attempt(agent: &Agent, order: &Order<'_>, part: &Part, control: Control<'_>) 
         part.remove();
         return Err(Trouble::Final(FetchError::TooLarge { bytes: total, most: order.max_bytes }));
     }
-    let file = open(order, part, from, &head.headers).map_err(|source| disk(part, source))?;
+    let file = open(part, from, &head.headers).map_err(|source| disk(part, source))?;
     receive(body, file, Received { order, part, from, total }, control)
 }
 
-fn open(order: &Order<'_>, part: &Part, from: u64, headers: &HeaderMap) -> io::Result<File> {
+fn open(part: &Part, from: u64, headers: &HeaderMap) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.create(true).mode(0o600);
     if from > 0 {
         return options.append(true).open(&part.path);
     }
     let file = options.write(true).truncate(true).open(&part.path)?;
-    (order.hand_over)(&part.path)?;
     let etag = headers.get(header::ETAG).and_then(|value| value.to_str().ok()).filter(|etag| is_strong(etag));
     match etag {
-        Some(etag) => fs::write(&part.etag, etag).and_then(|()| (order.hand_over)(&part.etag))?,
+        Some(etag) => fs::write(&part.etag, etag)?,
         None => drop(fs::remove_file(&part.etag)),
     }
     Ok(file)

@@ -79,6 +79,8 @@ pub enum Source {
     Https(String),
     /// A file on this device.
     File(PathBuf),
+    /// The archive itself.
+    Bytes(Vec<u8>),
     /// Pieces that came one by one, see [`Store::chunks`].
     Chunks(Chunks),
 }
@@ -96,6 +98,17 @@ impl Source {
             }
             Some(_) => Err(FetchError::Scheme(text.into())),
             None => Ok(Self::File(text.into())),
+        }
+    }
+
+    /// A file is read now, by whoever calls this, and not by the store.
+    ///
+    /// # Errors
+    /// [`FetchError`] where it cannot be read or is larger than `max_bytes`.
+    pub fn read_file(self, max_bytes: u64) -> Result<Self, FetchError> {
+        match self {
+            Self::File(path) => fetch::file(&path, max_bytes).map(Self::Bytes),
+            other => Ok(other),
         }
     }
 }
@@ -313,6 +326,9 @@ pub enum InstallError {
     /// It was told to stop.
     #[error("the installation was stopped: nothing was changed")]
     Cancelled,
+    /// A fault of this program.
+    #[error("the installation ended by a fault of this program: see its log; what ran before goes on")]
+    Panicked,
 }
 
 impl InstallError {
@@ -334,7 +350,7 @@ impl InstallError {
             },
             Self::Archive(_) => "malformed",
             Self::SelfTest { .. } => "self_test",
-            Self::Cancelled => "internal",
+            Self::Cancelled | Self::Panicked => "internal",
         }
     }
 }
@@ -495,8 +511,7 @@ impl Store {
     /// The store that `settings` describe.
     pub fn new(settings: &StoreSettings) -> Self {
         let root = absolute(&settings.path);
-        let disk = Arc::new(SystemDisk::new(&root));
-        Self { settings: settings.clone(), root, disk }
+        Self { settings: settings.clone(), root, disk: Arc::new(SystemDisk) }
     }
 
     #[cfg(test)]
@@ -517,8 +532,11 @@ impl Store {
         self.check_size(size)?;
         let folder = self.incoming()?;
         self.check_room(size)?;
-        let disk = SystemDisk::new(&self.root);
-        Chunks::new(&folder.join(format!("{}.chunks", uuid::Uuid::new_v4())), size, |path| disk.hand_over(path))
+        // What a crash left behind; and pieces that somebody still collects go nowhere.
+        for name in self.disk.names(&folder).unwrap_or_default().iter().filter(|name| name.ends_with(".chunks")) {
+            let _ = std::fs::remove_file(folder.join(name));
+        }
+        Chunks::new(&folder.join(format!("{}.chunks", uuid::Uuid::new_v4())), size)
             .map_err(|source| self.io("make a file in", &folder, source).into())
     }
 
@@ -564,16 +582,15 @@ impl Store {
         }
         let archive = match source {
             Source::File(path) => fetch::file(&path, max_bytes)?,
+            Source::Bytes(archive) => archive,
             Source::Chunks(chunks) => chunks.into_archive()?,
             Source::Https(url) => {
-                let disk = SystemDisk::new(&self.root);
                 let order = fetch::Order {
                     url: &url,
                     folder: &self.incoming()?,
                     max_bytes,
                     size: expected.size,
                     ca_file: self.settings.ca_file.as_deref(),
-                    hand_over: &|path| disk.hand_over(path),
                 };
                 fetch::https(&order, control)?
             }
@@ -967,10 +984,11 @@ impl Store {
     fn tidy(&self, task: Task, state: &State) {
         let slots = self.folder(task).join(SLOTS);
         for name in self.disk.names(&slots).unwrap_or_default() {
-            if !state.names(&name) {
-                if let Err(error) = self.disk.remove_folder(&slots.join(&name)) {
-                    tracing::warn!(%task, slot = name, %error, "old bundle not removed");
-                }
+            if state.names(&name) {
+                continue;
+            }
+            if let Err(error) = self.disk.remove_folder(&slots.join(&name)) {
+                tracing::warn!(%task, slot = name, %error, "old bundle not removed");
             }
         }
     }
@@ -1041,9 +1059,18 @@ impl Store {
         }
     }
 
+    /// What is said while another installation is under way.
+    pub(crate) fn busy_now(&self) -> StoreError {
+        StoreError::Busy { path: self.root.clone() }
+    }
+
+    pub(crate) fn no_thread(&self, source: io::Error) -> StoreError {
+        self.io("start a thread for", &self.root, source)
+    }
+
     fn busy(&self, path: &Path, source: io::Error) -> StoreError {
         match source.kind() {
-            io::ErrorKind::WouldBlock => StoreError::Busy { path: self.root.clone() },
+            io::ErrorKind::WouldBlock => self.busy_now(),
             _ => self.io("lock", path, source),
         }
     }
