@@ -273,7 +273,8 @@ impl SelfTest for InAnotherProcess<'_> {
         if let Some(present) = present {
             command.arg("--against").arg(present);
         }
-        self.wait(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()))
+        // It prints a few lines, which fit into the pipe unread.
+        self.wait(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()))
     }
 }
 
