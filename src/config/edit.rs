@@ -10,7 +10,8 @@ use toml_edit::{DocumentMut, Item, Table, TableLike};
 pub const HIDDEN: &str = "<not shown>";
 
 /// What only somebody at the device may change: what may be asked of it, and what it owes the people in view.
-pub const PROTECTED: [&str; 3] = ["mqtt.commands", "privacy", "deployment"];
+pub const PROTECTED: [&str; 6] =
+    ["mqtt.commands", "privacy", "deployment", "models.keys", "models.store", "models.ca_file"];
 
 /// Why a text cannot be changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -259,6 +260,7 @@ mod tests {
     fn what_only_somebody_at_the_device_may_change_is_known() {
         let named = |key: &str| protected(&[key.to_owned()]).is_some();
         assert!(named("mqtt.commands.allow") && named("privacy.require_consent") && named("deployment.context"));
+        assert!(named("models.keys") && named("models.store") && named("models.ca_file"), "whose bundles are taken");
         assert!(!named("mqtt.host") && !named("mqtt.commandsx") && !named("privacyx.a"));
     }
 

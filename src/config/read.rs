@@ -482,7 +482,7 @@ fn read_store(s: &mut Section<'_>) -> Option<StoreSettings> {
             true => Ok(()),
             false => Err("is the absolute path of a folder, or empty for no store".into()),
         });
-    let Words(keys) = s.get("keys", Words(Vec::new()), |Words(keys)| {
+    let keys = s.get("keys", Vec::new(), |keys: &Vec<String>| {
         keys.iter().try_for_each(|key| key.parse::<ModelKey>().map(drop).map_err(|error| format!("{key} {error}")))
     });
     let ca_file: PathBuf = s.get("ca_file", PathBuf::new(), any);
@@ -666,27 +666,6 @@ impl FromToml for String {
             // The environment knows no types: a site called 7 arrives as a number.
             Value::Integer(number) => Ok(number.to_string()),
             other => Err(format!("takes a string, not a {}", other.type_str())),
-        }
-    }
-}
-
-/// A list of words without spaces; from the environment, where there are no lists, between commas or spaces.
-struct Words(Vec<String>);
-
-impl FromToml for Words {
-    fn from_toml(value: Value) -> Result<Self, String> {
-        let wrong = || "takes a list of strings".to_string();
-        match value {
-            Value::Array(items) => items
-                .into_iter()
-                .map(|item| String::from_toml(item).map_err(|_| wrong()))
-                .collect::<Result<_, _>>()
-                .map(Self),
-            Value::String(text) => {
-                let words = text.split([',', ' ']).filter(|word| !word.is_empty());
-                Ok(Self(words.map(ToString::to_string).collect()))
-            }
-            _ => Err(wrong()),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Which bundles the daemon runs, and how a new one proves itself.
 //!
 //! A folder that is configured goes over the store, the store over the bundle inside the binary. What the store has on trial is
-//! kept once frames were read for the trial's time without a fault of its stage. A fault gives it up and ends the daemon, so that
-//! the next start has the former one; a crash or a hang is found by the next start itself.
+//! kept once frames were read for the trial's time without a fault of its stage. A fault gives it up and makes the daemon start
+//! anew, with the former one; a crash or a hang is found by the next start itself.
 //!
 //! Invariant: nothing that is wrong with the store keeps the daemon from starting.
 
@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
+use super::StartError;
 use super::stage::Supervision;
-use super::{Fatal, StartError};
 use crate::config::ModelsConfig;
 use crate::expression::derl::DerlModel;
 use crate::face::detect::DetectorModel;
@@ -144,14 +144,17 @@ pub(super) struct Trials {
 }
 
 impl Trials {
-    /// Looks how the stages do. `Err`: one of the bundles was given up, and the daemon has to start again without it.
+    /// Looks how the stages do.
+    ///
+    /// # Errors
+    /// One of the bundles was given up, and the daemon has to start anew without it; which one and why.
     pub(super) fn look(
         &mut self,
         now: Instant,
         hung: bool,
         supervision: &Supervision,
         telemetry: &Telemetry,
-    ) -> Result<(), Fatal> {
+    ) -> Result<(), String> {
         if self.on_trial.is_empty() {
             return Ok(());
         }
@@ -190,14 +193,14 @@ impl Trials {
         })
     }
 
-    fn fail(&mut self, (trial, reason): (OnTrial, String)) -> Fatal {
+    fn fail(&mut self, (trial, reason): (OnTrial, String)) -> String {
         let OnTrial { task, version, .. } = trial;
         self.on_trial.retain(|other| other.task != task);
         if let Some(Err(error)) = self.store.as_ref().map(|s| s.give_up(task, version, &reason, Timestamp::now())) {
             // Not told to stop: the next start takes it for a crash, which comes to the same.
             tracing::error!(%task, %version, %error, "not written that the bundle was given up");
         }
-        Fatal(format!("models: {task} {version} was given up ({reason}); the next start has the former one"))
+        format!("models: {task} {version} was given up ({reason}); the next start has the former one")
     }
 
     fn keep(&mut self, now: Instant) {
@@ -265,7 +268,7 @@ mod tests {
             Self { trials: on_trial(task), supervision, telemetry: Telemetry::new(now), now }
         }
 
-        fn looks(&mut self, seconds: u64, frames: bool) -> Result<(), Fatal> {
+        fn looks(&mut self, seconds: u64, frames: bool) -> Result<(), String> {
             for _ in 0..10 * seconds {
                 self.now += Duration::from_millis(100);
                 self.telemetry.frames_read.fetch_add(u64::from(frames), Ordering::Relaxed);
@@ -293,7 +296,7 @@ mod tests {
         Telemetry::count(&rig.telemetry.detector_failures);
         rig.looks(1, true).unwrap();
         Telemetry::count(&rig.telemetry.derl_failures);
-        let error = rig.looks(1, true).unwrap_err().to_string();
+        let error = rig.looks(1, true).unwrap_err();
         assert!(error.contains("derl 0.1.9 was given up") && rig.trials.on_trial.is_empty(), "{error}");
 
         let mut rig = Rig::new(Task::Detector);
@@ -303,7 +306,7 @@ mod tests {
             End::Finished
         });
         stage.unwrap().join().unwrap();
-        let error = rig.looks(1, true).unwrap_err().to_string();
+        let error = rig.looks(1, true).unwrap_err();
         assert!(error.contains("detector 0.1.9") && error.contains("no such tensor"), "{error}");
     }
 }

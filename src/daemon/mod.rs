@@ -311,7 +311,10 @@ impl Daemon {
         self.context.telemetry.stage_restarts.store(supervision.restarts(), Ordering::Relaxed);
         let hung = supervision.hung(now, health::HANG).is_some();
         self.hung = hung;
-        self.trials.look(now, hung, supervision, &self.context.telemetry)?;
+        if let Err(given_up) = self.trials.look(now, hung, supervision, &self.context.telemetry) {
+            tracing::error!("{given_up}");
+            return Ok(Progress::Restart);
+        }
         if let Some(reason) = supervision.fatal() {
             self.trials.fatal(&reason);
             return Err(Fatal(reason));
@@ -459,7 +462,7 @@ pub enum Progress {
     Hung,
     /// The source has ended and everything is read.
     Finished,
-    /// A command wants the daemon stopped and started anew.
+    /// The daemon is to be stopped and started anew: a command wants it, or a bundle was given up.
     Restart,
 }
 
