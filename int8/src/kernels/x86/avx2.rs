@@ -16,6 +16,8 @@ impl Simd for Avx2 {
     type PairedHalf = One<Pairs>;
     type Wide = Taps<Self>;
     type Pair = Taps<Self>;
+    type WideByTwo = Taps<ByTwo>;
+    type PairByTwo = Taps<ByTwo>;
     type Along = __m256i;
 
     const WIDEN: bool = true;
@@ -49,6 +51,7 @@ impl Product for Avx2 {
     const DIET: Diet = Diet::Wide;
     const WHOLE_TILE: usize = 6;
     const HALF_TILE: usize = 8;
+    const TAPS: usize = 4;
     const SATURATES: bool = true;
 
     #[inline(always)]
@@ -72,6 +75,7 @@ impl Product for Pairs {
     const DIET: Diet = Diet::Pairs;
     const WHOLE_TILE: usize = 5;
     const HALF_TILE: usize = 8;
+    const TAPS: usize = 4;
     const SATURATES: bool = true;
 
     #[inline(always)]
@@ -84,6 +88,30 @@ impl Product for Pairs {
     unsafe fn bytes(sums: __m256i, quads: __m256i, weights: __m256i) -> __m256i {
         // SAFETY: arithmetic only; no pair saturates.
         unsafe { Avx2::bytes(sums, quads, weights) }
+    }
+}
+
+/// Depthwise layers of any weights: two taps as 16-bit integers.
+#[derive(Debug)]
+pub(super) struct ByTwo;
+
+impl Product for ByTwo {
+    const DIET: Diet = Diet::Wide;
+    const WHOLE_TILE: usize = Avx2::WHOLE_TILE;
+    const HALF_TILE: usize = Avx2::HALF_TILE;
+    const TAPS: usize = 2;
+    const SATURATES: bool = false;
+
+    #[inline(always)]
+    unsafe fn dense(sums: __m256i, input: __m256i, weights: __m256i) -> __m256i {
+        // SAFETY: arithmetic only.
+        unsafe { Avx2::dense(sums, input, weights) }
+    }
+
+    #[inline(always)]
+    unsafe fn bytes(sums: __m256i, taps: __m256i, weights: __m256i) -> __m256i {
+        // SAFETY: arithmetic only.
+        unsafe { Avx2::dense(sums, taps, weights) }
     }
 }
 

@@ -18,6 +18,8 @@ impl Simd for Avx512Vnni {
     type PairedHalf = Self::Half;
     type Wide = Taps512;
     type Pair = Taps<Self>;
+    type WideByTwo = Self::Wide;
+    type PairByTwo = Self::Pair;
     type Along = __m256i;
 
     const WIDEN: bool = false;
@@ -51,6 +53,7 @@ impl Product for Avx512Vnni {
     const DIET: Diet = Diet::Quads;
     const WHOLE_TILE: usize = 6;
     const HALF_TILE: usize = 12;
+    const TAPS: usize = 4;
     const SATURATES: bool = false;
 
     #[inline(always)]
@@ -160,6 +163,7 @@ impl Bytes for Taps512 {
     type Sums = __m512i;
 
     const WIDTH: usize = 64;
+    const TAPS: usize = 4;
     const SATURATES: bool = false;
 
     #[inline(always)]
@@ -174,9 +178,10 @@ impl Bytes for Taps512 {
     }
 
     #[inline(always)]
-    unsafe fn interleave(taps: [__m512i; 4]) -> [__m512i; 4] {
+    unsafe fn interleave(tap: impl Fn(usize) -> __m512i) -> [__m512i; 4] {
         // SAFETY: arithmetic only.
         unsafe {
+            let taps = [tap(0), tap(1), tap(2), tap(3)];
             let low = (_mm512_unpacklo_epi8(taps[0], taps[1]), _mm512_unpacklo_epi8(taps[2], taps[3]));
             let high = (_mm512_unpackhi_epi8(taps[0], taps[1]), _mm512_unpackhi_epi8(taps[2], taps[3]));
             [

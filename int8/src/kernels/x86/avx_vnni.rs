@@ -16,6 +16,8 @@ impl Simd for AvxVnni {
     type PairedHalf = Self::Half;
     type Wide = Taps<Self>;
     type Pair = Taps<Self>;
+    type WideByTwo = Self::Wide;
+    type PairByTwo = Self::Pair;
     type Along = __m256i;
 
     const WIDEN: bool = false;
@@ -49,6 +51,7 @@ impl Product for AvxVnni {
     const DIET: Diet = Diet::Quads;
     const WHOLE_TILE: usize = 6;
     const HALF_TILE: usize = 12;
+    const TAPS: usize = 4;
     const SATURATES: bool = false;
 
     #[inline(always)]

@@ -1,4 +1,4 @@
-//! Depthwise convolution: a channel in each byte, four taps interleaved into a quad.
+//! Depthwise convolution: a channel in each byte, four taps interleaved into a quad, or two as 16-bit integers.
 //!
 //! Where input and output are whole tensors and the columns follow one another, a row is one long line of bytes with
 //! weights that repeat; any number of channels fills the vectors then. Otherwise a vector holds 32 channels of a pixel, or 16 of two.
@@ -27,11 +27,20 @@ pub(super) struct Taps {
     weights: Vec<Vec<i8>>,
 }
 
-/// Four taps that are multiplied together.
+/// Taps that are multiplied together: four, or only the first two.
 struct Quad {
     taps: [usize; QUAD],
     /// For each channel.
     weights: Vec<[i8; QUAD]>,
+}
+
+/// The packed layer. Where products of quads of bytes saturate, two taps at a time may be the faster way: with them it is 14 instructions for
+/// 32 bytes, with quads 18, but for so many taps as the weights allow.
+pub(super) fn packed<S: Simd>(taps: Taps, grid: &Grid, channels: usize, post: Post) -> Box<dyn Layer> {
+    if S::Wide::SATURATES && taps.steps::<S::Wide>().len() * 18 > taps.steps::<S::WideByTwo>().len() * 14 {
+        return Box::new(Depthwise::<S, S::WideByTwo, S::PairByTwo>::new(taps, grid, channels, post));
+    }
+    Box::new(Depthwise::<S, S::Wide, S::Pair>::new(taps, grid, channels, post))
 }
 
 impl Taps {
@@ -72,13 +81,19 @@ impl Taps {
         Some(Quad { taps, weights })
     }
 
-    /// Taps by four, each with its weight.
-    fn quads(&self) -> Vec<Quad> {
+    /// Taps as `B` multiplies them.
+    fn steps<B: Bytes>(&self) -> Vec<Quad> {
+        if B::SATURATES { self.safe_quads() } else { self.groups(B::TAPS) }
+    }
+
+    /// Taps by `size`, each with its weight.
+    fn groups(&self, size: usize) -> Vec<Quad> {
         let count = self.offsets.len();
-        let taps = |t: usize| std::array::from_fn(|i| (t + i).min(count - 1));
+        let taps = |t: usize| std::array::from_fn(|i| (t + i % size).min(count - 1));
         let weight = |t: usize, channel: usize| self.weights.get(t).map_or(0, |weights| weights[channel]);
-        let quad = |t| self.quad(taps(t), |channel| Some(std::array::from_fn(|i| weight(t + i, channel))));
-        (0..count).step_by(QUAD).filter_map(quad).collect()
+        let of = |t: usize, i: usize, channel| if i < size { weight(t + i, channel) } else { 0 };
+        let quad = |t| self.quad(taps(t), |channel| Some(std::array::from_fn(|i| of(t, i, channel))));
+        (0..count).step_by(size).filter_map(quad).collect()
     }
 
     /// Quads whose pairs do not saturate: as many taps in each as its weights allow. A tap that stands in both pairs has its weight split.
@@ -127,12 +142,12 @@ impl Taps {
 
 /// A packed layer.
 #[derive(Debug)]
-pub(super) struct Depthwise<S> {
+pub(super) struct Depthwise<S, W, P> {
     grid: Grid,
     channels: usize,
     finish: Finish,
     shape: Layout,
-    of: PhantomData<S>,
+    of: PhantomData<(S, W, P)>,
 }
 
 #[derive(Debug)]
@@ -160,7 +175,7 @@ struct Packing {
 impl Packing {
     /// For so many vectors; `channel` says which channel each of their bytes belongs to.
     fn new<B: Bytes>(taps: &Taps, finish: &Finish, vectors: usize, channel: impl Fn(usize) -> Option<usize>) -> Self {
-        let quads = if B::SATURATES { taps.safe_quads() } else { taps.quads() };
+        let quads = taps.steps::<B>();
         let lanes = B::WIDTH / 4;
         // Sum `lane` of vector `i` belongs to this byte; see `Bytes`.
         let byte = |i: usize, lane: usize| lane / 4 * 16 + i * 4 + lane % 4;
@@ -173,8 +188,7 @@ impl Packing {
             for quad in &quads {
                 for (i, lane) in (0..4).flat_map(|i| (0..lanes).map(move |lane| (i, lane))) {
                     let channel = channel(vector * B::WIDTH + byte(i, lane));
-                    weights
-                        .extend(channel.map_or([0; QUAD], |channel| quad.weights[channel].map(|weight| weight as u8)));
+                    weights.extend(channel.map_or([0; QUAD], |channel| packed_lane::<B>(quad.weights[channel])));
                 }
             }
         }
@@ -222,14 +236,23 @@ fn greatest_common_divisor(a: usize, b: usize) -> usize {
     if b == 0 { a } else { greatest_common_divisor(b, a % b) }
 }
 
-impl<S: Simd> Depthwise<S> {
-    pub(super) fn new(taps: Taps, grid: &Grid, channels: usize, post: Post) -> Self {
+/// The weights of a byte's taps in a lane.
+fn packed_lane<B: Bytes>(weights: [i8; QUAD]) -> [u8; QUAD] {
+    if B::TAPS == QUAD {
+        return weights.map(|weight| weight as u8);
+    }
+    let [low, high] = [weights[0], weights[1]].map(|weight| i16::from(weight).to_le_bytes());
+    [low[0], low[1], high[0], high[1]]
+}
+
+impl<S: Simd, W: Bytes, P: Bytes> Depthwise<S, W, P> {
+    fn new(taps: Taps, grid: &Grid, channels: usize, post: Post) -> Self {
         let finish = Finish::new(post);
-        let period = channels / greatest_common_divisor(channels, S::Wide::WIDTH);
-        let bytes = period * S::Wide::WIDTH * (12 + taps.offsets.len().next_multiple_of(4));
+        let period = channels / greatest_common_divisor(channels, W::WIDTH);
+        let bytes = period * W::WIDTH * (12 + taps.steps::<W>().len() * 4);
         let in_line = grid.input.pixel == channels && grid.output.pixel == channels && finish.way != Way::General;
         let shape = if in_line && bytes <= PERIOD_BYTES {
-            Layout::Line(Packing::new::<S::Wide>(&taps, &finish, period, |byte| Some(byte % channels)), period)
+            Layout::Line(Packing::new::<W>(&taps, &finish, period, |byte| Some(byte % channels)), period)
         } else {
             let rest = channels % PAIR;
             let split = if rest <= BLOCK { rest } else { 0 };
@@ -237,8 +260,8 @@ impl<S: Simd> Depthwise<S> {
             let within = |byte| (byte < whole).then_some(byte);
             let twice = |byte: usize| (byte % BLOCK < split).then_some(whole + byte % BLOCK);
             Layout::Pixels {
-                whole: Packing::new::<S::Pair>(&taps, &finish, whole.div_ceil(PAIR), within),
-                split: Packing::new::<S::Pair>(&taps, &finish, usize::from(split > 0), twice),
+                whole: Packing::new::<P>(&taps, &finish, whole.div_ceil(PAIR), within),
+                split: Packing::new::<P>(&taps, &finish, usize::from(split > 0), twice),
             }
         };
         Self { grid: *grid, channels, finish, shape, of: PhantomData }
@@ -263,8 +286,8 @@ impl<S: Simd> Depthwise<S> {
                 // SAFETY: by this function's contract; a line never has a general finish.
                 unsafe {
                     match self.finish.way {
-                        Way::Slope => S::enter(LineOf::<S::Wide, SLOPE>(line, PhantomData)),
-                        _ => S::enter(LineOf::<S::Wide, PLAIN>(line, PhantomData)),
+                        Way::Slope => S::enter(LineOf::<W, SLOPE>(line, PhantomData)),
+                        _ => S::enter(LineOf::<W, PLAIN>(line, PhantomData)),
                     }
                 }
             }
@@ -288,12 +311,12 @@ impl<S: Simd> Depthwise<S> {
                     // SAFETY: by this function's contract.
                     unsafe {
                         match (self.finish.way, is_split) {
-                            (Way::Plain, false) => S::enter(PixelsOf::<S::Pair, PLAIN, false>(row, PhantomData)),
-                            (Way::Slope, false) => S::enter(PixelsOf::<S::Pair, SLOPE, false>(row, PhantomData)),
-                            (Way::General, false) => S::enter(PixelsOf::<S::Pair, GENERAL, false>(row, PhantomData)),
-                            (Way::Plain, true) => S::enter(PixelsOf::<S::Pair, PLAIN, true>(row, PhantomData)),
-                            (Way::Slope, true) => S::enter(PixelsOf::<S::Pair, SLOPE, true>(row, PhantomData)),
-                            (Way::General, true) => S::enter(PixelsOf::<S::Pair, GENERAL, true>(row, PhantomData)),
+                            (Way::Plain, false) => S::enter(PixelsOf::<P, PLAIN, false>(row, PhantomData)),
+                            (Way::Slope, false) => S::enter(PixelsOf::<P, SLOPE, false>(row, PhantomData)),
+                            (Way::General, false) => S::enter(PixelsOf::<P, GENERAL, false>(row, PhantomData)),
+                            (Way::Plain, true) => S::enter(PixelsOf::<P, PLAIN, true>(row, PhantomData)),
+                            (Way::Slope, true) => S::enter(PixelsOf::<P, SLOPE, true>(row, PhantomData)),
+                            (Way::General, true) => S::enter(PixelsOf::<P, GENERAL, true>(row, PhantomData)),
                         }
                     }
                     start += PAIR;
@@ -303,7 +326,7 @@ impl<S: Simd> Depthwise<S> {
     }
 }
 
-impl<S: Simd> Layer for Depthwise<S> {
+impl<S: Simd, W: Bytes, P: Bytes> Layer for Depthwise<S, W, P> {
     unsafe fn run(&self, memory: Memory, area: Area, _: &mut Scratch) {
         let pixels = area.columns.len();
         if pixels == 0 {
@@ -337,7 +360,7 @@ unsafe fn sums<B: Bytes>(
         let mut sums: [B::Sums; 4] = std::array::from_fn(|i| B::sums(constants.bias.add(i * B::WIDTH / 4)));
         let mut weights = constants.weights;
         for offsets in offsets {
-            let quads = B::interleave([load(offsets[0]), load(offsets[1]), load(offsets[2]), load(offsets[3])]);
+            let quads = B::interleave(|tap| load(offsets[tap]));
             for (i, sums) in sums.iter_mut().enumerate() {
                 *sums = B::dot(*sums, quads[i], weights.add(i * B::WIDTH));
             }

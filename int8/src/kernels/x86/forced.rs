@@ -61,6 +61,8 @@ impl Simd for Vl256 {
     type PairedHalf = Self::Half;
     type Wide = Taps<Self>;
     type Pair = Taps<Self>;
+    type WideByTwo = Self::Wide;
+    type PairByTwo = Self::Pair;
     type Along = __m256i;
 
     const WIDEN: bool = false;
@@ -94,6 +96,7 @@ impl Product for Vl256 {
     const DIET: Diet = Diet::Quads;
     const WHOLE_TILE: usize = 6;
     const HALF_TILE: usize = 12;
+    const TAPS: usize = 4;
     const SATURATES: bool = false;
 
     #[inline(always)]

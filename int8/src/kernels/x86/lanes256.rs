@@ -18,13 +18,15 @@ pub(super) trait Product: std::fmt::Debug + Send + Sync + 'static {
     const WHOLE_TILE: usize;
     /// As [`Lanes::TILE`], for 8 channels.
     const HALF_TILE: usize;
+    /// As [`Bytes::TAPS`].
+    const TAPS: usize;
     /// As [`Bytes::SATURATES`].
     const SATURATES: bool;
 
     /// Adds the products of a dense layer: pairs of 16-bit integers, or quads of bytes.
     unsafe fn dense(sums: __m256i, input: __m256i, weights: __m256i) -> __m256i;
-    /// Adds the products of quads of bytes.
-    unsafe fn bytes(sums: __m256i, quads: __m256i, weights: __m256i) -> __m256i;
+    /// Adds the products of [`Bytes::TAPS`] taps in each lane.
+    unsafe fn bytes(sums: __m256i, taps: __m256i, weights: __m256i) -> __m256i;
 }
 
 /// Four bytes in each lane.
@@ -254,6 +256,7 @@ impl<P: Product> Bytes for Taps<P> {
     type Sums = __m256i;
 
     const WIDTH: usize = 32;
+    const TAPS: usize = P::TAPS;
     const SATURATES: bool = P::SATURATES;
 
     #[inline(always)]
@@ -269,9 +272,21 @@ impl<P: Product> Bytes for Taps<P> {
     }
 
     #[inline(always)]
-    unsafe fn interleave(taps: [__m256i; 4]) -> [__m256i; 4] {
+    unsafe fn interleave(tap: impl Fn(usize) -> __m256i) -> [__m256i; 4] {
         // SAFETY: arithmetic only, compiled for AVX2.
-        unsafe { interleave(taps) }
+        unsafe {
+            if P::TAPS == 2 {
+                let zero = _mm256_setzero_si256();
+                let (low, high) = (_mm256_unpacklo_epi8(tap(0), tap(1)), _mm256_unpackhi_epi8(tap(0), tap(1)));
+                return [
+                    _mm256_unpacklo_epi8(low, zero),
+                    _mm256_unpackhi_epi8(low, zero),
+                    _mm256_unpacklo_epi8(high, zero),
+                    _mm256_unpackhi_epi8(high, zero),
+                ];
+            }
+            interleave([tap(0), tap(1), tap(2), tap(3)])
+        }
     }
 
     #[inline(always)]

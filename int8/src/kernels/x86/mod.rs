@@ -17,6 +17,7 @@ mod finish;
 #[cfg(test)]
 pub(super) mod forced;
 mod lanes256;
+mod march;
 mod memory;
 #[cfg(test)]
 mod model;
@@ -39,7 +40,7 @@ pub(crate) struct X86<S>(pub(crate) S);
 impl<S: Simd> Kernels for X86<S> {
     fn dense(&self, spec: DenseSpec) -> Box<dyn Layer> {
         if let Some(taps) = depthwise::Taps::of_single_channel(&spec) {
-            return Box::new(depthwise::Depthwise::<S>::new(taps, &spec.grid, spec.channels, spec.post));
+            return depthwise::packed::<S>(taps, &spec.grid, spec.channels, spec.post);
         }
         if spec.channels <= few::MOST && few::pays::<S>(&spec) {
             return Box::new(few::Few::<S>::new(spec));
@@ -51,8 +52,11 @@ impl<S: Simd> Kernels for X86<S> {
     }
 
     fn depthwise(&self, spec: DepthwiseSpec) -> Box<dyn Layer> {
+        if S::WIDEN && march::fits(&spec) {
+            return Box::new(march::March::<S>::new(&spec));
+        }
         let taps = depthwise::Taps::of(&spec);
-        Box::new(depthwise::Depthwise::<S>::new(taps, &spec.grid, spec.channels, spec.post))
+        depthwise::packed::<S>(taps, &spec.grid, spec.channels, spec.post)
     }
 }
 
@@ -74,6 +78,10 @@ trait Simd: Copy + Send + Sync + Debug + 'static {
     type Wide: Bytes;
     /// The same, 32 bytes: two pixels of 16 channels.
     type Pair: Bytes;
+    /// [`Simd::Wide`] for weights of which few may be multiplied by four, where that makes a difference.
+    type WideByTwo: Bytes;
+    /// [`Simd::Pair`] likewise.
+    type PairByTwo: Bytes;
 
     /// Whether dense kernels take their input as 16-bit integers.
     const WIDEN: bool;
@@ -175,6 +183,8 @@ trait Bytes: Debug + Send + Sync + 'static {
 
     /// How many bytes.
     const WIDTH: usize;
+    /// Taps that are multiplied together: four bytes, or two 16-bit integers.
+    const TAPS: usize;
     /// Whether [`Bytes::dot`] is exact only where the weights of bytes 0 and 1, and those of 2 and 3, that have the same sign add up to at most 128.
     const SATURATES: bool;
 
@@ -182,12 +192,12 @@ trait Bytes: Debug + Send + Sync + 'static {
     unsafe fn load(from: *const u8) -> Self::Vector;
     /// 16 bytes from each of two places; only where `WIDTH` is 32.
     unsafe fn load_two(first: *const u8, second: *const u8) -> Self::Vector;
-    /// Four vectors by byte position into four vectors of quads.
-    unsafe fn interleave(taps: [Self::Vector; 4]) -> [Self::Vector; 4];
+    /// Vectors of [`Bytes::TAPS`] taps, which `tap` reads, into four vectors whose lanes have all taps of a byte.
+    unsafe fn interleave(tap: impl Fn(usize) -> Self::Vector) -> [Self::Vector; 4];
     /// Sums to start from.
     unsafe fn sums(from: *const i32) -> Self::Sums;
-    /// Adds the products of each quad with its weights.
-    unsafe fn dot(sums: Self::Sums, quads: Self::Vector, weights: *const u8) -> Self::Sums;
+    /// Adds the products of each byte's taps with their weights.
+    unsafe fn dot(sums: Self::Sums, taps: Self::Vector, weights: *const u8) -> Self::Sums;
     /// Scales, rounds, and brings the bytes back to their order.
     unsafe fn finish<const SLOPE: bool>(
         sums: [Self::Sums; 4],

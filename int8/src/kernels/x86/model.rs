@@ -33,6 +33,8 @@ macro_rules! model {
             type PairedHalf = One<Self>;
             type Wide = $wide;
             type Pair = Taps<Self>;
+            type WideByTwo = Self::Wide;
+            type PairByTwo = Self::Pair;
             type Along = __m256i;
 
             const WIDEN: bool = false;
@@ -61,6 +63,7 @@ macro_rules! model {
             const DIET: Diet = Diet::Quads;
             const WHOLE_TILE: usize = 6;
             const HALF_TILE: usize = 12;
+            const TAPS: usize = 4;
             const SATURATES: bool = false;
 
             #[inline(always)]
@@ -185,6 +188,7 @@ impl Bytes for Taps512 {
     type Sums = Vector;
 
     const WIDTH: usize = 64;
+    const TAPS: usize = 4;
     const SATURATES: bool = false;
 
     #[inline(always)]
@@ -198,9 +202,10 @@ impl Bytes for Taps512 {
     }
 
     #[inline(always)]
-    unsafe fn interleave(taps: [Vector; 4]) -> [Vector; 4] {
+    unsafe fn interleave(tap: impl Fn(usize) -> Vector) -> [Vector; 4] {
         // SAFETY: arithmetic only; these instructions work within 128 bits, so that the halves are independent.
         unsafe {
+            let taps = [tap(0), tap(1), tap(2), tap(3)];
             let low = lanes256::interleave([taps[0][0], taps[1][0], taps[2][0], taps[3][0]]);
             let high = lanes256::interleave([taps[0][1], taps[1][1], taps[2][1], taps[3][1]]);
             [[low[0], high[0]], [low[1], high[1]], [low[2], high[2]], [low[3], high[3]]]
