@@ -136,7 +136,8 @@ fn once(network: &mut Network, input: &[f32], outputs: &mut Vec<Vec<f32>>) -> Re
 
 fn report(name: &str, graph: &Graph, isa: Isa, peak: Option<f64>) -> Result<(), Failure> {
     let plan = Plan::new(graph, isa);
-    let input: Vec<f32> = plan.inputs().flat_map(|port| (0..port.shape.len()).map(|i| (i % 255) as f32 / 128.0 - 1.0)).collect();
+    let input: Vec<f32> =
+        plan.inputs().flat_map(|port| (0..port.shape.len()).map(|i| (i % 255) as f32 / 128.0 - 1.0)).collect();
     let two = NonZeroUsize::MIN.saturating_add(1);
     let (mut alone, mut together) = (plan.network(NonZeroUsize::MIN), plan.network(two));
     let (mut outputs, mut best) = (Vec::new(), [f64::INFINITY; 2]);

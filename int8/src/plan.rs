@@ -80,11 +80,16 @@ pub(crate) enum Place {
     Floats { base: usize, shape: Shape },
 }
 
+/// What making a value takes beside its products, in multiply-accumulates.
+const EFFORT_OF_A_VALUE: usize = 8;
+
 /// One thing done, by all threads together, before the next begins.
 #[derive(Debug)]
 pub(crate) struct Step {
     /// Which layer it belongs to.
     pub(crate) layer: usize,
+    /// How long it takes, roughly, in multiply-accumulates of a dense layer.
+    pub(crate) effort: u64,
     pub(crate) work: Work,
 }
 
@@ -184,10 +189,17 @@ impl Plan {
     }
 }
 
-/// Bytes to hold one row of an input or output, a plane a channel.
+/// Bytes to hold as many rows of an input or output as are converted together, a plane a channel.
 fn staging(graph: &Graph, port: &crate::graph::Port) -> usize {
     let shape = graph.tensors[port.tensor.0].shape;
-    shape.width * shape.channels + SLACK
+    staged_rows(shape) * shape.width * shape.channels + SLACK
+}
+
+/// Rows of an input or output that are converted together: enough of each channel's floats that they come from memory in one piece.
+pub(crate) fn staged_rows(shape: Shape) -> usize {
+    const PIECE: usize = 1024;
+    const BYTES: usize = 64 * 1024;
+    (PIECE / shape.width).min(BYTES / (shape.width * shape.channels)).clamp(1, shape.height)
 }
 
 fn info(graph: &Graph, node: &Node) -> LayerInfo {
@@ -481,11 +493,11 @@ impl Planner<'_> {
             columns: (halo.left * shape.channels, shape.width * shape.channels, halo.right * shape.channels),
             value: quant.zero_point(),
         };
-        self.steps.push(Step { layer, work: Work::Halo(halo) });
+        self.steps.push(Step { layer, effort: 0, work: Work::Halo(halo) });
     }
 
-    fn push(&mut self, layer: usize, work: Work) {
-        self.steps.push(Step { layer, work });
+    fn push(&mut self, layer: usize, effort: usize, work: Work) {
+        self.steps.push(Step { layer, effort: effort as u64, work });
     }
 
     fn node(&mut self, node: &Node, index: usize) {
@@ -493,8 +505,9 @@ impl Planner<'_> {
             Op::Conv(conv) => self.conv(node, conv, index),
             Op::ConvTranspose(conv) => self.conv_transpose(node, conv, index),
             _ => {
+                let effort = self.graph.tensors[node.output.0].shape.len() * EFFORT_OF_A_VALUE;
                 for simple in self.simple(node) {
-                    self.push(index, Work::Simple(simple));
+                    self.push(index, effort, Work::Simple(simple));
                 }
             }
         }
@@ -605,8 +618,9 @@ impl Planner<'_> {
         let last = spec.runs.iter().map(|tap| tap.row * spec.tap_row + tap.offset).max().unwrap_or(0);
         prove(&spec.grid, last + spec.quads * QUAD - (QUAD - 1), spec.channels, &spec.post.store, self.placement);
         let (rows, columns) = (spec.grid.rows, spec.grid.columns);
+        let effort = rows * columns * spec.channels * (spec.runs.len() * spec.quads * QUAD + EFFORT_OF_A_VALUE);
         let layer = self.isa.kernels().dense(spec);
-        self.push(index, Work::Layer { layer, rows, columns });
+        self.push(index, effort, Work::Layer { layer, rows, columns });
     }
 
     fn depthwise(&mut self, conv: &Conv, from: Picture, geometry: Geometry, scales: &Scales, index: usize) {
@@ -630,8 +644,9 @@ impl Planner<'_> {
         let last = (spec.kernel_rows - 1) * spec.tap_row + (spec.kernel_columns - 1) * spec.tap_column;
         prove(&spec.grid, last + channels, channels, &spec.post.store, self.placement);
         let (rows, columns) = (spec.grid.rows, spec.grid.columns);
+        let effort = rows * columns * channels * (3 * area + EFFORT_OF_A_VALUE);
         let layer = self.isa.kernels().depthwise(spec);
-        self.push(index, Work::Layer { layer, rows, columns });
+        self.push(index, effort, Work::Layer { layer, rows, columns });
     }
 
     fn conv_transpose(&mut self, node: &Node, conv: &ConvTranspose, index: usize) {

@@ -1,9 +1,10 @@
 //! Running a plan: memory, threads, the steps one after another.
 //!
-//! Invariants: all threads do a step before any begins the next; only the caller's thread touches what comes in and goes out; once made, a
+//! Invariants: a step is done, by whichever threads took its parts, before any of them begins the next; only the caller's thread touches what comes in and goes out; once made, a
 //! network allocates nothing in [`Network::run`] (the outputs' vectors excepted, the first time).
 
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{JoinHandle, Thread};
@@ -11,8 +12,8 @@ use std::time::Instant;
 
 use crate::graph::Order;
 use crate::kernels::{Area, Memory, SLACK, Scratch};
-use crate::plan::{Door, Halo, Inner, Place, Plan, Step, Work};
-use crate::simple::{Picture, dequantise_row, quantise_row};
+use crate::plan::{Door, Halo, Inner, Place, Plan, Step, Work, staged_rows};
+use crate::simple::{Picture, dequantise_rows, quantise_rows};
 
 /// A [`Plan`] with memory of its own.
 #[derive(Debug)]
@@ -73,6 +74,9 @@ impl Network {
     /// # Errors
     /// [`RunError`] where a count or length is wrong; nothing was run then.
     pub fn run(&mut self, inputs: &[&[f32]], outputs: &mut Vec<Vec<f32>>) -> Result<(), RunError> {
+        if let Some(team) = &self.team {
+            team.wake();
+        }
         self.take(inputs)?;
         match &mut self.team {
             Some(team) => team.run(&self.plan, self.memory, &mut self.scratch)?,
@@ -129,9 +133,9 @@ impl Network {
         }
         for (door, data) in doors.iter().zip(inputs) {
             let Place::Bytes(picture) = door.at else { continue };
-            for y in 0..picture.shape.height {
+            for rows in pieces(picture) {
                 // SAFETY: the memory was made for this plan, the lengths were checked, nobody else runs.
-                unsafe { take_row(&self.plan, self.memory, picture, y, door.order, data, &mut self.scratch) };
+                unsafe { take_rows(&self.plan, self.memory, picture, rows, door.order, data, &mut self.scratch) };
             }
         }
         Ok(())
@@ -147,15 +151,21 @@ impl Network {
     }
 }
 
-/// Quantises a row with the plan's instructions.
+/// The rows of an input or output that are converted together.
+fn pieces(picture: Picture) -> impl Iterator<Item = Range<usize>> {
+    let (height, count) = (picture.shape.height, staged_rows(picture.shape));
+    (0..height).step_by(count).map(move |y| y..height.min(y + count))
+}
+
+/// Quantises rows with the plan's instructions.
 ///
 /// # Safety
-/// As [`quantise_row`].
-unsafe fn take_row(
+/// As [`quantise_rows`].
+unsafe fn take_rows(
     plan: &Inner,
     memory: Memory,
     picture: Picture,
-    y: usize,
+    rows: Range<usize>,
     order: Order,
     data: &[f32],
     scratch: &mut Scratch,
@@ -166,32 +176,32 @@ unsafe fn take_row(
         unsafe fn with_avx2(
             memory: Memory,
             picture: Picture,
-            y: usize,
+            rows: Range<usize>,
             order: Order,
             data: &[f32],
             scratch: &mut Scratch,
         ) {
             // SAFETY: the caller vouches.
-            unsafe { quantise_row(memory, picture, y, order, data, scratch) };
+            unsafe { quantise_rows(memory, picture, rows, order, data, scratch) };
         }
         // SAFETY: every set but the scalar one includes AVX2; the caller vouches for the rest.
-        unsafe { with_avx2(memory, picture, y, order, data, scratch) };
+        unsafe { with_avx2(memory, picture, rows, order, data, scratch) };
         return;
     }
     let _ = plan;
     // SAFETY: the caller vouches.
-    unsafe { quantise_row(memory, picture, y, order, data, scratch) };
+    unsafe { quantise_rows(memory, picture, rows, order, data, scratch) };
 }
 
-/// Writes a row of real numbers with the plan's instructions.
+/// Writes rows of real numbers with the plan's instructions.
 ///
 /// # Safety
-/// As [`dequantise_row`].
-unsafe fn give_row(
+/// As [`dequantise_rows`].
+unsafe fn give_rows(
     plan: &Inner,
     memory: Memory,
     picture: Picture,
-    y: usize,
+    rows: Range<usize>,
     order: Order,
     floats: *mut f32,
     scratch: &mut Scratch,
@@ -202,21 +212,21 @@ unsafe fn give_row(
         unsafe fn with_avx2(
             memory: Memory,
             picture: Picture,
-            y: usize,
+            rows: Range<usize>,
             order: Order,
             floats: *mut f32,
             scratch: &mut Scratch,
         ) {
             // SAFETY: the caller vouches.
-            unsafe { dequantise_row(memory, picture, y, order, floats, scratch) };
+            unsafe { dequantise_rows(memory, picture, rows, order, floats, scratch) };
         }
         // SAFETY: every set but the scalar one includes AVX2; the caller vouches for the rest.
-        unsafe { with_avx2(memory, picture, y, order, floats, scratch) };
+        unsafe { with_avx2(memory, picture, rows, order, floats, scratch) };
         return;
     }
     let _ = plan;
     // SAFETY: the caller vouches.
-    unsafe { dequantise_row(memory, picture, y, order, floats, scratch) };
+    unsafe { dequantise_rows(memory, picture, rows, order, floats, scratch) };
 }
 
 /// Writes an output.
@@ -226,9 +236,9 @@ unsafe fn give_row(
 unsafe fn give(plan: &Inner, memory: Memory, door: &Door, output: &mut [f32], scratch: &mut Scratch) {
     match door.at {
         Place::Bytes(picture) => {
-            for y in 0..picture.shape.height {
+            for rows in pieces(picture) {
                 // SAFETY: the caller vouches.
-                unsafe { give_row(plan, memory, picture, y, door.order, output.as_mut_ptr(), scratch) };
+                unsafe { give_rows(plan, memory, picture, rows, door.order, output.as_mut_ptr(), scratch) };
             }
         }
         Place::Floats { base, shape } => {
@@ -302,7 +312,9 @@ unsafe fn fill(memory: Memory, halo: &Halo) {
 
 // --- threads -----------------------------------------------------------------------------------------------------
 
-/// Threads that go through the steps together.
+/// Threads that go through the steps together. A step is divided into parts, and each thread does those that are its own: its rows of one layer
+/// are what it has made of its rows of the layer before, in its own caches. Where others keep a thread from its core, those
+/// that wait for it take over what it has not begun.
 #[derive(Debug)]
 struct Team {
     shared: Arc<Shared>,
@@ -312,46 +324,112 @@ struct Team {
 
 #[derive(Debug)]
 struct Shared {
-    /// Counts runs; workers sleep until it changes.
+    /// The parts of each step, among all parts.
+    stages: Box<[Range<usize>]>,
+    /// For each part, in how many runs somebody has begun it. Only grows, so that who is late cannot take anything of a later run.
+    begun: Box<[AtomicUsize]>,
+    /// Counts runs that have begun; workers sleep until it changes.
     run: AtomicUsize,
+    /// What `run` is about to be.
+    soon: AtomicUsize,
     stop: AtomicBool,
-    /// Parts of steps done so far, over all threads and runs.
+    /// Parts done so far, over all runs.
     done: AtomicUsize,
     /// A thread panicked: nobody waits any more.
     broken: AtomicBool,
-    count: usize,
+    threads: usize,
 }
 
+/// The least effort that a step is divided for: about a microsecond.
+const DIVIDED: u64 = 60_000;
+/// The effort of a part where a thread has several of a step.
+const PART: u64 = 1_000_000;
+/// Most parts of a step for each thread.
+const PARTS: u64 = 4;
+/// Looks before a waiting thread takes over what another has not begun.
+const PATIENCE: u32 = 100;
 /// Looks before a waiting thread lets others have the processor.
 const SPINS: u32 = 4000;
+/// Looks before a thread that was woken for a run that does not begin goes to sleep again.
+const AWAKE: u32 = 3 * SPINS;
 
-impl Shared {
-    /// Waits until `target` parts are done.
-    fn wait(&self, target: usize) {
-        let mut spins = 0;
-        // The counter may wrap; threads are never half its range apart.
-        while (self.done.load(Ordering::Acquire).wrapping_sub(target) as isize) < 0
-            && !self.broken.load(Ordering::Acquire)
-        {
-            spins += 1;
-            if spins < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
-        }
+/// The parts of each step, among all parts.
+fn stages(plan: &Inner, threads: usize) -> Box<[Range<usize>]> {
+    let mut first = 0;
+    let stage = |step: &Step| {
+        let most = match &step.work {
+            Work::Halo(_) => 1,
+            Work::Layer { rows, columns, .. } => *rows.max(columns),
+            Work::Simple(simple) => simple.rows(),
+        };
+        let each = (step.effort / (PART * threads as u64)).clamp(1, PARTS) as usize;
+        let count = if step.effort < DIVIDED { 1 } else { (each * threads).min(most) };
+        first += count;
+        first - count..first
+    };
+    plan.steps.iter().map(stage).collect()
+}
+
+/// What a thread has on its way through a run.
+struct Helper<'a> {
+    shared: &'a Shared,
+    plan: &'a Inner,
+    memory: Memory,
+    run: usize,
+    scratch: &'a mut Scratch,
+}
+
+impl Helper<'_> {
+    /// Parts done in this run; more than it has if the run is over.
+    fn done(&self) -> usize {
+        self.shared.done.load(Ordering::Acquire).wrapping_sub(self.run.wrapping_mul(self.shared.begun.len()))
     }
 
-    /// Does the thread's part of run number `run`, counted from 0.
-    fn steps(&self, plan: &Inner, memory: Memory, (index, run): (usize, usize), scratch: &mut Scratch) {
-        let guard = Guard(self);
-        let before = run.wrapping_mul(plan.steps.len());
-        for (i, step) in plan.steps.iter().enumerate() {
-            // SAFETY: the memory belongs to the plan, and `wait` keeps all threads within one step.
-            unsafe { part(plan, step, memory, (index, self.count), scratch) };
-            self.done.fetch_add(1, Ordering::AcqRel);
-            self.wait(before.wrapping_add(i + 1).wrapping_mul(self.count));
-            if self.broken.load(Ordering::Acquire) {
-                break;
+    /// Does a part, unless somebody has begun it.
+    fn try_part(&mut self, step: usize, index: usize) -> bool {
+        let Range { start, end } = self.shared.stages[step];
+        let (begun, next) = (&self.shared.begun[start + index], self.run.wrapping_add(1));
+        if begun.compare_exchange(self.run, next, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            return false;
+        }
+        // SAFETY: the memory belongs to the plan; the caller has seen all steps before done, and none behind, nor another run, begins
+        // before this part is.
+        unsafe { part(self.plan, &self.plan.steps[step], self.memory, (index, end - start), self.scratch) };
+        self.shared.done.fetch_add(1, Ordering::AcqRel);
+        true
+    }
+
+    /// Goes through all steps as thread `thread`.
+    fn help(mut self, thread: usize) {
+        let guard = Guard(self.shared);
+        for (step, parts) in self.shared.stages.iter().enumerate() {
+            let share = |thread: usize| (parts.len() * thread).div_ceil(self.shared.threads);
+            for index in share(thread)..share(thread + 1) {
+                self.try_part(step, index);
+            }
+            let mut wait = Wait::default();
+            while self.done() < parts.end {
+                if self.shared.broken.load(Ordering::Acquire) {
+                    return;
+                }
+                if wait.0 >= PATIENCE && (0..parts.len()).rev().any(|index| self.try_part(step, index)) {
+                    wait = Wait::default();
+                }
+                wait.a_little();
             }
         }
         std::mem::forget(guard);
+    }
+}
+
+/// Waiting for other threads: at first without letting go of the core.
+#[derive(Debug, Default)]
+struct Wait(u32);
+
+impl Wait {
+    fn a_little(&mut self) {
+        self.0 = self.0.saturating_add(1);
+        if self.0 < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
     }
 }
 
@@ -366,34 +444,48 @@ impl Drop for Guard<'_> {
 
 impl Team {
     fn new(plan: &Arc<Inner>, memory: Memory, count: usize) -> Self {
+        let stages = stages(plan, count);
+        let parts = stages.last().map_or(0, |parts| parts.end);
         let shared = Arc::new(Shared {
+            stages,
+            begun: (0..parts).map(|_| AtomicUsize::new(0)).collect(),
             run: AtomicUsize::new(0),
+            soon: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             done: AtomicUsize::new(0),
             broken: AtomicBool::new(false),
-            count,
+            threads: count,
         });
         let mut workers = Vec::new();
         for index in 1..count {
             let (shared, plan) = (shared.clone(), plan.clone());
             let work = move || {
                 let mut scratch = Scratch::new(plan.scratch);
-                let mut seen = 0;
+                let (mut seen, mut wait) = (0, Wait(AWAKE));
                 loop {
-                    while shared.run.load(Ordering::Acquire) == seen && !shared.stop.load(Ordering::Acquire) {
-                        std::thread::park();
-                    }
+                    let run = shared.run.load(Ordering::Acquire);
                     if shared.stop.load(Ordering::Acquire) {
                         return;
                     }
-                    shared.steps(&plan, memory, (index, seen), &mut scratch);
-                    seen = seen.wrapping_add(1);
+                    if run == seen {
+                        // Woken before there is work, it looks for it for a while.
+                        if shared.soon.load(Ordering::Acquire) != seen && wait.0 < AWAKE {
+                            wait.a_little();
+                        } else {
+                            std::thread::park();
+                            wait = Wait::default();
+                        }
+                        continue;
+                    }
+                    let (run, scratch) = (run.wrapping_sub(1), &mut scratch);
+                    Helper { shared: &shared, plan: &plan, memory, run, scratch }.help(index);
+                    seen = run.wrapping_add(1);
+                    wait = Wait(AWAKE);
                 }
             };
-            let thread = std::thread::Builder::new().name(format!("int8-{index}"));
-            match thread.spawn(work) {
+            match std::thread::Builder::new().name(format!("int8-{index}")).spawn(work) {
                 Ok(handle) => workers.push(handle),
-                // Fewer threads than asked for would wait for each other for ever: none at all then.
+                // Those that there are take over its parts.
                 Err(_) => break,
             }
         }
@@ -401,22 +493,25 @@ impl Team {
         Self { shared, workers, threads }
     }
 
+    /// Has the workers look for a run that is about to begin.
+    fn wake(&self) {
+        self.shared.soon.store(self.shared.run.load(Ordering::Acquire).wrapping_add(1), Ordering::Release);
+        self.unpark();
+    }
+
+    fn unpark(&self) {
+        for thread in &self.threads {
+            thread.unpark();
+        }
+    }
+
     fn run(&mut self, plan: &Inner, memory: Memory, scratch: &mut Scratch) -> Result<(), RunError> {
         if self.shared.broken.load(Ordering::Acquire) {
             return Err(RunError::Thread);
         }
-        if self.workers.len() + 1 < self.shared.count {
-            for step in &plan.steps {
-                // SAFETY: no worker has been woken.
-                unsafe { part(plan, step, memory, (0, 1), scratch) };
-            }
-            return Ok(());
-        }
         let run = self.shared.run.fetch_add(1, Ordering::AcqRel);
-        for thread in &self.threads {
-            thread.unpark();
-        }
-        self.shared.steps(plan, memory, (0, run), scratch);
+        self.unpark();
+        Helper { shared: &self.shared, plan, memory, run, scratch }.help(0);
         if self.shared.broken.load(Ordering::Acquire) { Err(RunError::Thread) } else { Ok(()) }
     }
 }

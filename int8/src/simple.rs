@@ -191,9 +191,7 @@ impl Simple {
                 }
                 Self::Dequantise { from, base } => {
                     let floats = memory.floats.add(*base);
-                    for y in rows {
-                        dequantise_row(memory, *from, y, Order::ChannelsLast, floats, scratch);
-                    }
+                    dequantise_rows(memory, *from, rows, Order::ChannelsLast, floats, scratch);
                 }
                 Self::MeanAbsolute { a, b, weights, base } => {
                     if !rows.is_empty() {
@@ -568,15 +566,15 @@ unsafe fn depth_to_space(
     }
 }
 
-/// Writes the real numbers of one row to where they belong in a whole picture of them that starts at `floats`.
+/// Writes the real numbers of rows to where they belong in a whole picture of them that starts at `floats`.
 ///
 /// # Safety
-/// `from` is planned into `memory`, `floats` holds its shape's count of values, the scratch a row of bytes, nobody else touches those of row `y`.
+/// `from` is planned into `memory`, `floats` holds its shape's count of values, the scratch the rows' bytes, nobody else touches those of `rows`.
 #[inline(always)]
-pub(crate) unsafe fn dequantise_row(
+pub(crate) unsafe fn dequantise_rows(
     memory: Memory,
     from: Picture,
-    y: usize,
+    rows: Range<usize>,
     order: Order,
     floats: *mut f32,
     scratch: &mut Scratch,
@@ -586,7 +584,7 @@ pub(crate) unsafe fn dequantise_row(
     let real = |byte: u8| (i32::from(byte) - zero) as f32 * scale;
     if order == Order::ChannelsLast || channels == 1 {
         let (count, length) = pieces(&[from], width, channels);
-        for x in 0..count {
+        for (y, x) in rows.flat_map(|y| (0..count).map(move |x| (y, x))) {
             // SAFETY: a row or pixel of the picture, and its values.
             let (bytes, out) = unsafe {
                 let out = std::slice::from_raw_parts_mut(floats.add(y * width * channels + x * length), length);
@@ -598,15 +596,19 @@ pub(crate) unsafe fn dequantise_row(
         }
         return;
     }
-    // SAFETY: the scratch holds the row, see `plan::staging`; its pixels lie in the picture.
-    let planes = unsafe {
-        let row = memory.bytes.add(from.view.at(y, 0));
-        transpose((row, from.view.pixel), (scratch.as_mut_ptr(), width), width, channels);
-        std::slice::from_raw_parts(scratch.as_mut_ptr(), width * channels)
-    };
-    for (channel, plane) in planes.chunks_exact(width).enumerate() {
-        // SAFETY: a row of the channel's values.
-        let out = unsafe { std::slice::from_raw_parts_mut(floats.add((channel * height + y) * width), width) };
+    let lines = rows.len() * width;
+    for (i, y) in rows.clone().enumerate() {
+        // SAFETY: the scratch holds the rows, see `plan::staging`; their pixels lie in the picture.
+        unsafe {
+            let row = memory.bytes.add(from.view.at(y, 0));
+            transpose((row, from.view.pixel), (scratch.as_mut_ptr().add(i * width), lines), width, channels);
+        }
+    }
+    // SAFETY: the scratch holds the rows.
+    let planes = unsafe { std::slice::from_raw_parts(scratch.as_mut_ptr(), lines * channels) };
+    for (channel, plane) in planes.chunks_exact(lines).enumerate() {
+        // SAFETY: rows of the channel's values.
+        let out = unsafe { std::slice::from_raw_parts_mut(floats.add((channel * height + rows.start) * width), lines) };
         for (out, byte) in out.iter_mut().zip(plane) {
             *out = real(*byte);
         }
@@ -657,15 +659,15 @@ fn exchange(mut square: [u64; 8]) -> [u64; 8] {
     square
 }
 
-/// Quantises row `y` of a picture of real numbers, as ONNX's QuantizeLinear: divide, round half to even, add the zero-point, saturate.
+/// Quantises rows of a picture of real numbers, as ONNX's QuantizeLinear: divide, round half to even, add the zero-point, saturate.
 ///
 /// # Safety
-/// `to` is planned into `memory`, `floats` holds its shape's count of values, the scratch a row of bytes, nobody else touches row `y`.
+/// `to` is planned into `memory`, `floats` holds its shape's count of values, the scratch the rows' bytes, nobody else touches `rows`.
 #[inline(always)]
-pub(crate) unsafe fn quantise_row(
+pub(crate) unsafe fn quantise_rows(
     memory: Memory,
     to: Picture,
-    y: usize,
+    rows: Range<usize>,
     order: Order,
     floats: &[f32],
     scratch: &mut Scratch,
@@ -675,32 +677,37 @@ pub(crate) unsafe fn quantise_row(
     let (low, high) = (-zero_point as f32, (255 - zero_point) as f32);
     let quantise = |x: f32| byte(x / scale, low, high, zero_point);
     if order == Order::ChannelsLast || channels == 1 {
-        let row = &floats[y * width * channels..][..width * channels];
-        // SAFETY: inputs are whole tensors, so a row is gapless.
+        for y in rows {
+            let row = &floats[y * width * channels..][..width * channels];
+            // SAFETY: inputs are whole tensors, so a row is gapless.
+            let out = unsafe { output(memory, to.view.at(y, 0), width * channels) };
+            for (out, x) in out.iter_mut().zip(row) {
+                *out = quantise(*x);
+            }
+        }
+        return;
+    }
+    let lines = rows.len() * width;
+    // SAFETY: the scratch holds the rows, see `plan::staging`.
+    let planes = unsafe { std::slice::from_raw_parts_mut(scratch.as_mut_ptr(), lines * channels) };
+    for (channel, plane) in planes.chunks_exact_mut(lines).enumerate() {
+        for (out, x) in plane.iter_mut().zip(&floats[(channel * height + rows.start) * width..]) {
+            *out = quantise(*x);
+        }
+    }
+    for (i, y) in rows.enumerate() {
+        // SAFETY: as above.
         let out = unsafe { output(memory, to.view.at(y, 0), width * channels) };
-        for (out, x) in out.iter_mut().zip(row) {
-            *out = quantise(*x);
+        if channels == 3 {
+            let [red, green, blue] = std::array::from_fn(|channel| &planes[channel * lines + i * width..][..width]);
+            for (((out, r), g), b) in out.chunks_exact_mut(3).zip(red).zip(green).zip(blue) {
+                (out[0], out[1], out[2]) = (*r, *g, *b);
+            }
+            continue;
         }
-        return;
+        // SAFETY: both hold the row.
+        unsafe { transpose((planes[i * width..].as_ptr(), lines), (out.as_mut_ptr(), channels), channels, width) };
     }
-    // SAFETY: the scratch holds the row, see `plan::staging`.
-    let planes = unsafe { std::slice::from_raw_parts_mut(scratch.as_mut_ptr(), width * channels) };
-    for (channel, plane) in planes.chunks_exact_mut(width).enumerate() {
-        for (out, x) in plane.iter_mut().zip(&floats[(channel * height + y) * width..]) {
-            *out = quantise(*x);
-        }
-    }
-    // SAFETY: as above.
-    let out = unsafe { output(memory, to.view.at(y, 0), width * channels) };
-    if let (3, Some((red, rest))) = (channels, planes.split_at_checked(width)) {
-        let (green, blue) = rest.split_at(width);
-        for (((out, r), g), b) in out.chunks_exact_mut(3).zip(red).zip(green).zip(blue) {
-            (out[0], out[1], out[2]) = (*r, *g, *b);
-        }
-        return;
-    }
-    // SAFETY: both hold the row.
-    unsafe { transpose((planes.as_ptr(), width), (out.as_mut_ptr(), channels), channels, width) };
 }
 
 /// Sixteen running sums, so that every instruction set adds in the same order.
