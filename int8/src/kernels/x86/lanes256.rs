@@ -117,6 +117,23 @@ unsafe fn store_two_vectors(rounded: [__m256i; 2], bounds: &Bounds, to: *mut u8,
     }
 }
 
+/// Writes 16 words each of two pixels as bytes within the bounds.
+///
+/// # Safety
+/// 16 bytes can be written at both places.
+#[inline(always)]
+pub(super) unsafe fn put_two(first: __m256i, second: __m256i, bounds: &Bounds, to: [*mut u8; 2]) {
+    // SAFETY: by this function's contract.
+    unsafe {
+        let bytes = _mm256_packus_epi16(first, second);
+        let bytes = _mm256_max_epu8(bytes, _mm256_load_si256(bounds.low.as_ptr().cast()));
+        let bytes = _mm256_min_epu8(bytes, _mm256_load_si256(bounds.high.as_ptr().cast()));
+        let bytes = _mm256_permute4x64_epi64::<0b11_01_10_00>(bytes);
+        _mm_storeu_si128(to[0].cast(), _mm256_castsi256_si128(bytes));
+        _mm_storeu_si128(to[1].cast(), _mm256_extracti128_si256::<1>(bytes));
+    }
+}
+
 /// Finishing of 8 channels in one vector.
 #[inline(always)]
 unsafe fn store_one_vector(rounded: __m256i, bounds: &Bounds, to: *mut u8, count: usize) {
