@@ -249,6 +249,25 @@ fn consent_is_needed_given_taken_back_and_ends_and_the_status_says_so() {
 }
 
 #[test]
+fn home_assistants_switch_gives_consent() {
+    let more = "[mqtt.home_assistant]\n[privacy]\nrequire_consent = true\n";
+    let device = Device::start(&["consent.grant", "consent.revoke"], more);
+    let topic = "homeassistant/device/visaged_lobby_mirror-1/config";
+    let messages = device.wait("discovery", |messages| messages.iter().any(|m| m.topic == topic));
+    let discovery = messages.iter().find(|m| m.topic == topic).unwrap().json();
+    let switch = &discovery["cmps"]["consent"];
+    let press = switch["command_template"].as_str().unwrap();
+    let press = press.replace("{{ (as_timestamp(now()) * 1000) | int }}", "1767225600000");
+    let press = press.replace("{{ 'true' if value == 'ON' else 'false' }}", "true");
+    device.recorder.publish(switch["command_topic"].as_str().unwrap(), false, &press);
+    assert_eq!(device.answer("consent.set", "ha-1767225600000", 0)["result"]["granted"], true);
+    let state = switch["state_topic"].as_str().unwrap();
+    device.wait("the switch to be on", |messages| {
+        messages.iter().any(|m| m.topic == state && m.json()["consent"]["granted"] == true)
+    });
+}
+
+#[test]
 fn where_no_consent_is_required_none_can_be_given() {
     let device = Device::start(&["consent.grant"], "");
     assert_eq!(device.code("consent.grant", "1", json!({})), "forbidden");

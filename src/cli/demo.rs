@@ -99,6 +99,8 @@ fn config(broker: &Broker, page: Option<SocketAddr>, nn: Settings) -> Config {
             port: broker.address().port(),
             telemetry_every: Duration::from_secs(5),
             spool: SpoolConfig::MEMORY,
+            // What was asked would have to be remembered on disk.
+            commands: None,
             ..MqttConfig::default()
         }),
         report: ReportConfig { summary_every: Some(Duration::from_secs(10)), ..ReportConfig::default() },

@@ -29,8 +29,10 @@ pub fn config_topic(prefix: &str, topics: &Topics) -> String {
 pub fn config(topics: &Topics, info: &Info, consent_required: bool) -> Value {
     let id = device_id(topics);
     let entity = |name: &str, platform: &str, more: Value| {
-        let mut component =
-            json!({ "p": platform, "unique_id": format!("{id}_{name}"), "object_id": format!("{id}_{name}") });
+        let unique = format!("{id}_{name}");
+        // Until Home Assistant 2025.9 this was `object_id`, which later versions do not know; those before pass over it.
+        let entity = format!("{platform}.{}", unique.to_lowercase().replace('-', "_"));
+        let mut component = json!({ "p": platform, "unique_id": unique, "default_entity_id": entity });
         if let (Some(component), Value::Object(more)) = (component.as_object_mut(), more) {
             component.extend(more);
         }
@@ -205,6 +207,7 @@ mod tests {
         assert!(offers(&["models.install"], false, "model_derl") && !offers(&[], false, "model_derl"));
         let all = components(&["consent.set", "models.install"], true);
         assert_eq!(all["consent"]["p"], "switch");
+        assert_eq!(all["consent"]["default_entity_id"], "switch.visaged_lobby_mirror_1_consent");
         assert_eq!(all["consent"]["command_topic"], "visaged/v1/lobby/mirror-1/cmd/consent.set");
         assert_eq!(all["model_derl"]["p"], "update");
     }
