@@ -1,4 +1,4 @@
-//! The command line: `serve`, `simulate`, `audit`, `token`.
+//! The command line: `serve`, `simulate`, `audit`, `token`, `bench`.
 //!
 //! Exit 0 on success, 1 on a failed run or an audit that finds something, 2 on bad usage or configuration; one line on stderr says what, where and
 //! what to do; data go to stdout.
@@ -12,6 +12,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::audit::audit;
+use crate::bench;
 use crate::broker;
 use crate::link::{BrokerAddress, BrokerUrl, LinkError, tls};
 use crate::serve::{self, DEFAULT_LEASE};
@@ -37,6 +38,8 @@ enum Command {
     Audit(AuditArgs),
     /// Make, list and take back the tokens that HTTP asks for
     Token(TokenArgs),
+    /// Measure events a second through broker and store, and what serving costs
+    Bench(bench::BenchArgs),
 }
 
 /// Where the store is.
@@ -271,6 +274,7 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Simulate(args) => simulate(args).await,
         Command::Audit(args) => audit_store(args).await,
         Command::Token(args) => token(args).await,
+        Command::Bench(args) => bench::run(args).await,
     }
 }
 

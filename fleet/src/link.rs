@@ -27,6 +27,9 @@ const LARGEST_INCOMING_BYTES: u32 = 1024 * 1024;
 /// Room for every acknowledgement that can be due at a time, so that giving one never waits.
 const REQUESTS: usize = 16 * 1024;
 
+/// Commands in flight.
+const WINDOW: u16 = 500;
+
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 const CONNECT_LIMIT_S: u64 = 10;
 
@@ -157,13 +160,23 @@ pub struct SessionOptions {
     pub manual_acknowledgement: bool,
     /// Requests that can wait to be written.
     pub requests: usize,
+    /// QoS 1 messages of ours in flight; the client reserves room for each of them at its start.
+    pub window: u16,
 }
 
 impl SessionOptions {
     /// For a process that stores what it gets.
     pub fn storing(client_id: &str, clean_start: bool, expiry: Duration) -> Self {
         let client_id = client_id.to_owned();
-        Self { client_id, clean_start, expiry, last_will: None, manual_acknowledgement: true, requests: REQUESTS }
+        Self {
+            client_id,
+            clean_start,
+            expiry,
+            last_will: None,
+            manual_acknowledgement: true,
+            requests: REQUESTS,
+            window: WINDOW,
+        }
     }
 }
 
@@ -231,6 +244,7 @@ impl Connection {
         options.set_clean_start(session.clean_start);
         options.set_keep_alive(KEEP_ALIVE);
         options.set_connection_timeout(CONNECT_LIMIT_S);
+        options.set_outgoing_inflight_upper_limit(session.window);
         options.set_manual_acks(session.manual_acknowledgement);
         let mut properties = ConnectProperties::new();
         properties.receive_maximum = Some(RECEIVE_MAXIMUM);

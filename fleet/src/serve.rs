@@ -25,6 +25,8 @@ use crate::web;
 /// An instance not heard for this long is dead.
 pub const DEFAULT_LEASE: Duration = Duration::from_secs(15);
 
+const BEATS_A_LEASE: u32 = 4;
+
 /// How long the broker keeps the session of a process that is away.
 const SESSION_EXPIRY: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -283,15 +285,19 @@ async fn keep_registered(
 ) -> Result<(), ServeError> {
     let lease = shared.settings.lease;
     let mut adoptions = JoinSet::new();
-    while !pause(&mut stopped, lease / 4).await {
-        if let Err(error) = beat(&shared).await {
-            match error {
-                ServeError::Replaced(_) => return Err(error),
-                other => tracing::warn!(error = %other, "the heartbeat could not be written"),
+    let mut heard = 0;
+    while !pause(&mut stopped, lease / BEATS_A_LEASE).await {
+        match beat(&shared).await {
+            Ok(()) => heard += 1,
+            Err(error @ ServeError::Replaced(_)) => return Err(error),
+            Err(error) => {
+                tracing::warn!(%error, "the heartbeat could not be written");
+                heard = 0;
             }
         }
         while adoptions.try_join_next().is_some() {}
-        if shared.settings.embedded || !adoptions.is_empty() {
+        // After the database was away everybody's heartbeat is old: the others get as long as they may take anyway.
+        if shared.settings.embedded || !adoptions.is_empty() || heard <= BEATS_A_LEASE {
             continue;
         }
         match find_abandoned(&shared).await {
@@ -502,7 +508,7 @@ async fn watch_changes(shared: Arc<Shared>, mut stopped: watch::Receiver<bool>) 
         if shared.version.receiver_count() == 0 {
             continue;
         }
-        if let Ok(version) = shared.store.fingerprint().await {
+        if let Ok(version) = shared.store.fingerprint(Micros::now()).await {
             shared.version.send_if_modified(|known| std::mem::replace(known, version) != version);
         }
     }

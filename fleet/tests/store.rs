@@ -84,6 +84,9 @@ fn an_event_is_stored_once_however_often_and_wherever_it_comes() {
         let stored = store.write(&mut here, &batch([event("b", 0)])).await.unwrap();
         assert_eq!(stored.events, 1, "another device may use the same boot and number");
         assert_eq!(store.totals().await.unwrap(), (2, 801));
+        let counts = store.event_counts(at(-60)).await.unwrap();
+        assert_eq!(counts.iter().map(|count| count.events).sum::<i64>(), 801, "what comes again is not counted again");
+        assert_eq!(store.overview(at(1), at(0)).await.unwrap().events_last_hour, 801);
         let id = store.device_id(&name("a")).await.unwrap().unwrap();
         let events = store.events(id, at(0), at(10), 1000).await.unwrap();
         assert_eq!(events.len(), 10);

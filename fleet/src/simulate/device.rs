@@ -218,6 +218,7 @@ impl<'a> Device<'a> {
             last_will: Some((self.name.topic("status"), will.to_string())),
             manual_acknowledgement: false,
             requests: 4 * WINDOW,
+            window: 4 * WINDOW as u16,
         };
         let mut connection = Connection::new(&self.settings.broker, &options);
         if !self.connect(&mut connection, give_up).await {

@@ -5,6 +5,7 @@ use serde_json::Value as Json;
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row};
 
+use super::write::MINUTE_US;
 use super::{Query, Store, StoreError, json, maybe_micros, micros};
 use crate::contract::DeviceName;
 use crate::time::Micros;
@@ -103,10 +104,10 @@ pub struct SiteRow {
     pub online: i64,
 }
 
-/// Events in one span of time.
+/// Events in one minute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct MinuteCount {
-    /// Where the span starts.
+    /// Where it starts.
     pub start: Micros,
     /// How many.
     pub events: i64,
@@ -300,10 +301,10 @@ impl Store {
                 _ => overview.unknown += n,
             }
         }
-        let hour = now.0 - 3_600_000_000;
         let count = |sql| sqlx::query_scalar::<_, i64>(sql);
-        overview.events_last_hour =
-            count("SELECT COUNT(*) FROM events WHERE received >= $1").bind(hour).fetch_one(&self.pool).await?;
+        let sql = "SELECT CAST(COALESCE(SUM(count), 0) AS BIGINT) FROM event_minutes WHERE minute > $1";
+        let hour = now.0.div_euclid(MINUTE_US) - 60;
+        overview.events_last_hour = count(sql).bind(hour).fetch_one(&self.pool).await?;
         let sql = "SELECT CAST(COALESCE(SUM(count), 0) AS BIGINT) FROM gaps WHERE received >= $1";
         overview.declared_lost_last_day = count(sql).bind(now.0 - 86_400_000_000).fetch_one(&self.pool).await?;
         overview.unreadable = count("SELECT COUNT(*) FROM unreadable").fetch_one(&self.pool).await?;
@@ -323,26 +324,19 @@ impl Store {
         rows.iter().map(site).collect()
     }
 
-    /// Events of all devices, or of one, since `since`, in spans of `span_us`; by arrival for all, by the device's clock for one.
-    pub async fn event_counts(
-        &self,
-        device: Option<DeviceId>,
-        since: Micros,
-        span_us: i64,
-    ) -> Result<Vec<MinuteCount>, StoreError> {
-        let (column, which) = match device {
-            Some(_) => ("time", "device_id = $1 AND time >= $2"),
-            None => ("received", "$1 = 0 AND received >= $2"),
-        };
-        let sql = format!(
-            "SELECT CAST({column} / $3 AS BIGINT) AS span, COUNT(*) AS n FROM events WHERE {which} GROUP BY 1 ORDER BY 1"
-        );
-        let query = sqlx::query(&sql).bind(device.unwrap_or(0)).bind(since.0).bind(span_us);
-        let rows = query.fetch_all(&self.pool).await?;
-        let count = |row: &AnyRow| {
-            Ok(MinuteCount { start: Micros(row.try_get::<i64, _>("span")? * span_us), events: row.try_get("n")? })
-        };
-        rows.iter().map(count).collect()
+    /// New events of all devices by the minute of their arrival.
+    pub async fn event_counts(&self, since: Micros) -> Result<Vec<MinuteCount>, StoreError> {
+        let sql = "SELECT minute, CAST(SUM(count) AS BIGINT) AS n FROM event_minutes WHERE minute >= $1 GROUP BY minute ORDER BY minute";
+        let rows = sqlx::query(sql).bind(since.0.div_euclid(MINUTE_US)).fetch_all(&self.pool).await?;
+        rows.iter().map(minute_count).collect()
+    }
+
+    /// Events of one device by the minute of its own clock.
+    pub async fn device_event_counts(&self, device: DeviceId, since: Micros) -> Result<Vec<MinuteCount>, StoreError> {
+        let sql = "SELECT CAST(time / $3 AS BIGINT) AS minute, COUNT(*) AS n FROM events WHERE device_id = $1 AND time >= $2 \
+                   GROUP BY 1 ORDER BY 1";
+        let rows = sqlx::query(sql).bind(device).bind(since.0).bind(MINUTE_US).fetch_all(&self.pool).await?;
+        rows.iter().map(minute_count).collect()
     }
 
     /// Events by emotion of one device since `since`.
@@ -445,12 +439,12 @@ impl Store {
     }
 
     /// Changes when something that pages show has changed: the newest moments in the registry and of roll-outs.
-    pub async fn fingerprint(&self) -> Result<i64, StoreError> {
+    pub async fn fingerprint(&self, now: Micros) -> Result<i64, StoreError> {
         let sql = "SELECT COALESCE((SELECT MAX(last_seen) FROM device_seen), 0) + COALESCE((SELECT MAX(received) FROM device_status), 0) \
-                   + COALESCE((SELECT MAX(updated) FROM rollouts), 0) + COALESCE((SELECT MAX(received) FROM events), 0) \
-                   + COALESCE((SELECT MAX(id) FROM audit_log), 0)";
+                   + COALESCE((SELECT MAX(updated) FROM rollouts), 0) + COALESCE((SELECT MAX(id) FROM audit_log), 0) \
+                   + CAST(COALESCE((SELECT SUM(count) FROM event_minutes WHERE minute >= $1), 0) AS BIGINT)";
         // Sums of moments stay below 2^63 until the year 60,000.
-        Ok(sqlx::query_scalar(sql).fetch_one(&self.pool).await?)
+        Ok(sqlx::query_scalar(sql).bind(now.0.div_euclid(MINUTE_US) - 1).fetch_one(&self.pool).await?)
     }
 
     /// How many boots and events there are.
@@ -516,8 +510,15 @@ impl Store {
         for sql in ["DELETE FROM telemetry WHERE received < $1", "DELETE FROM unreadable WHERE received < $1"] {
             sqlx::query(sql).bind(before.0).execute(&self.pool).await?;
         }
+        let minutes = sqlx::query("DELETE FROM event_minutes WHERE minute < $1").bind(before.0.div_euclid(MINUTE_US));
+        minutes.execute(&self.pool).await?;
         Ok(removed)
     }
+}
+
+fn minute_count(row: &AnyRow) -> Result<MinuteCount, StoreError> {
+    let minute: i64 = row.try_get("minute")?;
+    Ok(MinuteCount { start: Micros(minute.saturating_mul(MINUTE_US)), events: row.try_get("n")? })
 }
 
 async fn ranges(query: Query<'_>, connection: &mut AnyConnection) -> Result<Vec<BootRange>, StoreError> {

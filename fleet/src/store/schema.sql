@@ -64,7 +64,14 @@ CREATE TABLE events (
   PRIMARY KEY (boot_id, seq)
 ) {WITHOUT_ROWID};
 CREATE INDEX events_time ON events (device_id, time);
-CREATE INDEX events_received ON events (received);
+
+-- How many events were new in each minute, by writer: pages ask for these numbers all the time, and writers must not wait for each other.
+CREATE TABLE event_minutes (
+  minute BIGINT NOT NULL,
+  writer BIGINT NOT NULL,
+  count BIGINT NOT NULL,
+  PRIMARY KEY (minute, writer)
+);
 
 CREATE TABLE gaps (
   boot_id BIGINT NOT NULL,

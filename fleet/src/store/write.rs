@@ -100,22 +100,35 @@ pub struct Stored {
 }
 
 /// The numbers that names have in the store, as far as this process has met them; and when it last wrote that a device was heard.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Names {
+    writer: i64,
     devices: HashMap<DeviceName, i64>,
     boots: HashMap<(i64, Uuid), i64>,
     seen: HashMap<i64, Micros>,
 }
 
+impl Default for Names {
+    fn default() -> Self {
+        let (devices, boots, seen) = Default::default();
+        Self { writer: rand::random_range(0..i64::MAX), devices, boots, seen }
+    }
+}
+
 impl Names {
     /// Forgets everything, for when the store was changed behind its back.
     pub fn clear(&mut self) {
-        *self = Self::default();
+        self.devices.clear();
+        self.boots.clear();
+        self.seen.clear();
     }
 }
 
 /// "Last heard" is written at most this often for each device.
 const SEEN_EVERY_US: i64 = 5_000_000;
+
+/// Width of the counts that pages show.
+pub(super) const MINUTE_US: i64 = 60_000_000;
 
 const UNREADABLE_PAYLOAD_CHARS: usize = 4096;
 
@@ -129,16 +142,22 @@ impl Store {
         let mut rows = Rows::default();
         rows.fill(names, batch);
         let seen = std::mem::take(&mut rows.seen_devices);
-        let stored = self.write_rows(rows, batch).await?;
+        let stored = self.write_rows(rows, batch, names.writer).await?;
         names.seen.extend(seen.into_iter().map(|device| (device, batch.received)));
         Ok(stored)
     }
 
-    async fn write_rows(&self, rows: Rows, batch: &Batch) -> Result<Stored, StoreError> {
+    async fn write_rows(&self, rows: Rows, batch: &Batch, writer: i64) -> Result<Stored, StoreError> {
         let mut tx = self.begin().await?;
         let offered = batch.events.len() as u64;
         let columns = "INSERT INTO events (boot_id, seq, device_id, kind, time, received, emotion, latency_us, historical, body) VALUES";
         let events = insert_many(&mut tx, columns, 10, "ON CONFLICT DO NOTHING", rows.events).await?;
+        if events > 0 {
+            let sql = "INSERT INTO event_minutes (minute, writer, count) VALUES ($1, $2, $3) \
+                       ON CONFLICT (minute, writer) DO UPDATE SET count = event_minutes.count + excluded.count";
+            let minute = batch.received.0.div_euclid(MINUTE_US);
+            sqlx::query(sql).bind(minute).bind(writer).bind(events as i64).execute(&mut *tx).await?;
+        }
         let columns = "INSERT INTO gaps (boot_id, first_seq, last_seq, reason, count, time, received) VALUES";
         let rest = "ON CONFLICT (boot_id, first_seq, last_seq, reason) DO UPDATE SET count = excluded.count, time = excluded.time";
         insert_many(&mut tx, columns, 7, rest, rows.gaps).await?;

@@ -29,7 +29,7 @@
   const say = (state, words) => { if (link) { link.dataset.state = state; link.textContent = words; } };
   const source = new EventSource("/live");
   source.addEventListener("open", () => say("up", "live"));
-  source.addEventListener("changed", () => soon(400));
+  source.addEventListener("changed", () => soon(1000));
   source.addEventListener("error", () => say("away", "not live: the server is away"));
   document.addEventListener("visibilitychange", () => { if (!document.hidden) soon(0); });
 })();

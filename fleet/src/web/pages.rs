@@ -18,7 +18,9 @@ use super::silent_since;
 use crate::contract::COMMANDS;
 use crate::rollout::{Execution, Plan, ROLLOUT_COMMANDS, RolloutRequest, State as RolloutState, Target};
 use crate::serve::Shared;
-use crate::store::{CommandRow, DeviceRow, EventRow, GapRow, Role, RolloutDeviceRow, RolloutRow, TelemetryRow};
+use crate::store::{
+    CommandRow, DeviceFilter, DeviceRow, EventRow, GapRow, Role, RolloutDeviceRow, RolloutRow, TelemetryRow,
+};
 use crate::time::Micros;
 
 type Shares = State<Arc<Shared>>;
@@ -26,10 +28,14 @@ type Page = Result<Response, Problem>;
 
 const MINUTE_US: i64 = 60_000_000;
 const HOUR: Duration = Duration::from_secs(3600);
+const SHORTEST_CHART: Duration = Duration::from_secs(300);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// Devices on one page of the overview.
 const DEVICES_A_PAGE: i64 = 100;
+
+/// Devices of each kind that is not well, at the top of the overview.
+const LOOK_AT: i64 = 5;
 
 /// Devices that a roll-out's page lists; the API gives all.
 const ROLLOUT_DEVICES: usize = 500;
@@ -132,8 +138,12 @@ pub(super) async fn overview(Reader(viewer): Reader, State(shared): Shares, Quer
     let mut devices = store.devices(&filter).await?;
     let more = devices.len() > DEVICES_A_PAGE as usize;
     devices.truncate(DEVICES_A_PAGE as usize);
+    let look = match (&filter.status, &filter.after) {
+        (None, None) => need_a_look(&shared, silent).await?,
+        _ => Vec::new(),
+    };
     let from = now.minus(HOUR);
-    let counts = store.event_counts(None, from, MINUTE_US).await?;
+    let counts = store.event_counts(from).await?;
     let points = counts.iter().map(|count| (count.start, count.events as f64)).collect();
     let chart = Series { title: "Events a minute", unit: "", digits: 0, from, to: now, points };
     let instances = store.instances(store.now().await?.minus(shared.settings.lease)).await?;
@@ -164,11 +174,23 @@ pub(super) async fn overview(Reader(viewer): Reader, State(shared): Shares, Quer
                     @if sites.len() > 12 { p.none { "and " (sites.len() - 12) " more" } }
                 }
             }
+            @if !look.is_empty() { section.card { h2 { "Need a look" small { "the first of each kind" } } (device_table(&look, now)) } }
             section.card #devices { h2 { "Devices" } (device_table(&devices, now)) @if more { (next_page(&query, &devices)) } }
         }
         (filter_form(&query))
     };
     Ok(page(&viewer, "/", "Fleet", &body))
+}
+
+/// The first devices of each kind that is not well.
+async fn need_a_look(shared: &Shared, silent_since: Micros) -> Result<Vec<DeviceRow>, ApiError> {
+    let mut found = Vec::new();
+    for status in ["degraded", "silent", "offline"] {
+        let filter =
+            DeviceFilter { status: Some(status.into()), limit: LOOK_AT, silent_since, ..DeviceFilter::default() };
+        found.extend(shared.store.devices(&filter).await?);
+    }
+    Ok(found)
 }
 
 fn filter_form(query: &DevicesQuery) -> Markup {
@@ -256,12 +278,14 @@ pub(super) async fn device(
 ) -> Page {
     let (name, id) = find(&shared, &site, &device).await?;
     let (now, store) = (Micros::now(), &shared.store);
-    let from = now.minus(HOUR);
     let Some(row) = store.device(&name, silent_since(&shared)).await? else {
         return Err(ApiError::new(StatusCode::NOT_FOUND, format!("{name} is not known here")).into());
     };
+    // A device that has just come has no hour behind it.
+    let known = now.since(row.first_seen).max(SHORTEST_CHART);
+    let from = now.minus(HOUR.min(known));
     let telemetry = store.telemetry(id, from, 1000).await?;
-    let counts = store.event_counts(Some(id), from, MINUTE_US).await?;
+    let counts = store.device_event_counts(id, from).await?;
     let points = counts.iter().filter(|c| c.start <= now).map(|count| (count.start, count.events as f64)).collect();
     let events = Series { title: "Events a minute", unit: "", digits: 0, from, to: now, points };
     let mut charts = vec![events.bars(MINUTE_US)];
@@ -298,7 +322,7 @@ fn device_body(dossier: &Dossier, viewer: &Viewer, now: Micros) -> Markup {
     html! {
         div #live {
             div.head { h1 { (device.site) "/" (device.device) } (state(&device.status)) p { (device.reason.as_deref().unwrap_or("")) } }
-            section.card { h2 { "The last hour" } div.charts { @for chart in &dossier.charts { (chart) } } }
+            section.card { h2 { "Lately" small { "the last hour, or since it was first heard" } } div.charts { @for chart in &dossier.charts { (chart) } } }
             div.pair {
                 section.card { h2 { "Device" } (facts(device, now)) }
                 section.card {
@@ -639,7 +663,10 @@ fn rollout_facts(rollout: &RolloutRow) -> Markup {
                 @if let Some(share) = target.share_percent { ", " (share) " % of them" }
             }
             dt { "Waves" } dd { (sizes.join(", ")) }
-            dt { "Aborts" } dd { "when more than " (rollout.plan.abort_threshold_percent) " % of a wave fail" }
+            dt { "Aborts" } dd { @match rollout.plan.abort_threshold_percent {
+                0 => "at the first failure",
+                percent => { "when more than " (percent) " % of a wave fail" }
+            } }
             dt { "Time-out" } dd { (rollout.plan.timeout_s) " s a device" }
             dt { "Made" } dd { (rollout.created.seconds()) " by " (rollout.created_by) }
             dt { "Id" } dd { code { (rollout.id) } }
@@ -693,7 +720,7 @@ fn wave_progress(rollout: &RolloutRow, wave: &Wave) -> Markup {
     html! {
         div.progress {
             div.what {
-                span { "Wave " (wave.number + 1) ": " (all) " devices" @if wave.number == rollout.wave && !rollout.state.is_over() { " (now)" } }
+                span { "Wave " (wave.number + 1) ": " (all) @if all == 1 { " device" } @else { " devices" } @if wave.number == rollout.wave && !rollout.state.is_over() { " (now)" } }
                 span { (words.join(", ")) }
             }
             svg viewBox="0 0 100 1" preserveAspectRatio="none" role="img" aria-label=(words.join(", ")) {
