@@ -40,6 +40,11 @@ build: ## the release binary
 	@scripts/need build
 	@$(CARGO) build --release --locked --bin visaged
 
+.PHONY: fleet
+fleet: ## the operator's program, visaged-fleet (docs/fleet.md)
+	@scripts/need build
+	@$(CARGO) build --release --locked -p visaged-fleet
+
 .PHONY: test
 test: ## every test: unit, integration, documentation, and the training package's where its environment is present
 	@scripts/need test
