@@ -31,7 +31,9 @@ pub(super) fn fits(spec: &DepthwiseSpec) -> bool {
     let step = spec.grid.input.pixel;
     let stride = step == spec.tap_column || step == 2 * spec.tap_column;
     let plain = Finish::new(spec.post.clone()).way != Way::General;
-    (spec.kernel_rows, spec.kernel_columns) == (3, 3) && stride && plain && spec.channels >= GROUP
+    // A last group that overlaps the one before by too much is slower than going without groups.
+    let full = spec.channels >= GROUP && spec.channels * 10 >= spec.channels.next_multiple_of(GROUP) * 7;
+    (spec.kernel_rows, spec.kernel_columns) == (3, 3) && stride && plain && full
 }
 
 /// A packed layer.
