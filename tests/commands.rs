@@ -521,3 +521,115 @@ fn a_broker_that_was_away_gets_the_answer_when_it_is_back() {
     let done = device.answer("config.set", "1", 1);
     assert_eq!(done["error"]["code"], "rolled_back", "without a broker it could not be confirmed: {done}");
 }
+
+/// A signer, and the built-in detector as a newer version: archive, signature, SHA-256.
+struct Bundle {
+    archive: Vec<u8>,
+    signature: String,
+    sha256: String,
+}
+
+fn bundle(keys: &minisign::KeyPair, version: &str) -> Bundle {
+    use sha2::Digest as _;
+    let folder = tempfile::tempdir().unwrap();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("models-quantized/detector");
+    for name in ["model.onnx", "weights.safetensors"] {
+        std::fs::copy(source.join(name), folder.path().join(name)).unwrap();
+    }
+    let manifest = std::fs::read_to_string(source.join("manifest.toml")).unwrap();
+    let lines = manifest.lines().map(|line| match line.starts_with("version = ") {
+        true => format!("version = \"{version}\"\n"),
+        false => format!("{line}\n"),
+    });
+    std::fs::write(folder.path().join("manifest.toml"), lines.collect::<String>()).unwrap();
+    let (_, archive) = visaged::models::archive::pack(folder.path()).unwrap();
+    let comment = format!("visaged:detector:{version}");
+    let signed = minisign::sign(Some(&keys.pk), &keys.sk, archive.as_slice(), Some(&comment), None).unwrap();
+    let sha256 = sha2::Sha256::digest(&archive).iter().map(|byte| format!("{byte:02x}")).collect();
+    Bundle { archive, signature: signed.into_string(), sha256 }
+}
+
+impl Bundle {
+    fn args(&self, version: &str, source: (&str, Value)) -> Value {
+        let mut args = json!({
+            "task": "detector", "version": version, "sha256": self.sha256, "size": self.archive.len(),
+            "signature": self.signature, "expires": "2100-01-01T00:00:00Z",
+        });
+        args[source.0] = source.1;
+        args
+    }
+}
+
+/// A device that takes what `keys` signs.
+fn with_store(keys: &minisign::KeyPair) -> (Device, tempfile::TempDir) {
+    let store = tempfile::tempdir().unwrap();
+    let more = format!(
+        "[models]\nstore = {:?}\nkeys = [\"{}\"]\ntrial_s = 1\n",
+        store.path().join("bundles"),
+        keys.pk.to_base64()
+    );
+    (Device::start(&["models.install", "models.rollback"], &more), store)
+}
+
+#[test]
+fn a_bundle_that_comes_in_parts_is_on_trial_and_answered_when_it_was_proven_and_can_be_rolled_back() {
+    use base64::Engine as _;
+    const PART: usize = 32_768;
+    let keys = minisign::KeyPair::generate_unencrypted_keypair().unwrap();
+    let (device, _store) = with_store(&keys);
+    let bundle = bundle(&keys, "0.1.90");
+    let parts: Vec<&[u8]> = bundle.archive.chunks(PART).collect();
+    let source = ("chunks", json!({ "count": parts.len(), "size": PART }));
+    let begun = device.ask("models.install", "new", bundle.args("0.1.90", source));
+    assert_eq!(begun["state"], "in_progress", "{begun}");
+    // The last one first, the first one twice.
+    let order = (1..parts.len()).rev().chain([1, 0]);
+    for (n, index) in order.enumerate() {
+        let data = base64::engine::general_purpose::STANDARD.encode(parts[index]);
+        let id = format!("part-{n}");
+        let answer = device.ask("models.chunk", &id, json!({ "install": "new", "index": index, "data": data }));
+        assert_eq!(answer["state"], "succeeded", "{answer}");
+        let left = answer["result"]["missing"] == 0;
+        assert_eq!(left, index == 0, "{answer}");
+    }
+    let states = |n| device.answer("models.install", "new", n);
+    assert_eq!((&states(1)["state"], &states(1)["result"]["version"]), (&json!("in_progress"), &json!("0.1.90")));
+    let done = states(2);
+    assert_eq!((&done["state"], &done["result"]["version"]), (&json!("succeeded"), &json!("0.1.90")), "{done}");
+    assert_ne!(done["boot"], begun["boot"], "by the boot that proved it");
+
+    let begun = device.ask("models.rollback", "back", json!({ "task": "detector" }));
+    assert_eq!(begun["state"], "in_progress", "{begun}");
+    let done = device.answer("models.rollback", "back", 1);
+    assert_eq!((&done["state"], &done["result"]["previous"]), (&json!("succeeded"), &json!("0.1.90")), "{done}");
+    assert_eq!(device.code("models.rollback", "again", json!({ "task": "detector" })), "version");
+}
+
+#[test]
+fn a_bundle_that_is_refused_over_mqtt_is_answered_with_the_code_of_the_reason() {
+    let keys = minisign::KeyPair::generate_unencrypted_keypair().unwrap();
+    let (device, folder) = with_store(&keys);
+    let bundle = bundle(&keys, "0.1.90");
+    let path = folder.path().join("a.tar");
+    std::fs::write(&path, &bundle.archive).unwrap();
+    let url = ("url", json!(format!("file://{}", path.display())));
+    let ended = |id: &str, args: Value| {
+        let begun = device.ask("models.install", id, args);
+        assert_eq!(begun["state"], "in_progress", "{begun}");
+        let ended = device.answer("models.install", id, 1);
+        assert_eq!(ended["state"], "failed");
+        ended["error"]["code"].as_str().unwrap().to_owned()
+    };
+    let stranger = minisign::KeyPair::generate_unencrypted_keypair().unwrap();
+    let strange = self::bundle(&stranger, "0.1.90");
+    assert_eq!(ended("signed", strange.args("0.1.90", url.clone())), "signature");
+    assert_eq!(ended("older", bundle.args("0.0.1", url.clone())), "version");
+    assert_eq!(ended("none", bundle.args("0.1.90", ("url", json!("file:///there/is/none.tar")))), "download");
+    let mut damaged = bundle.args("0.1.90", url.clone());
+    damaged["sha256"] = json!("0".repeat(64));
+    assert_eq!(ended("damaged", damaged), "hash");
+    let mut other = bundle.args("0.1.90", url);
+    other["task"] = json!("nose");
+    assert_eq!(device.code("models.install", "nose", other), "invalid_args");
+    assert_eq!(device.ask("ping", "p", json!({}))["state"], "succeeded");
+}

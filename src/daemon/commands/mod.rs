@@ -10,6 +10,7 @@
 //! request.
 
 mod config;
+mod models;
 mod store;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,6 +23,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
 use serde_json::{Map, Value, json};
 
 use self::config::Running;
+use self::models::Models;
 use self::store::Store;
 use super::Context;
 use super::figures::Figures;
@@ -163,6 +165,7 @@ struct Worker {
     /// Something is known that need not be on disk before the end.
     dirty: bool,
     trial: Option<Running>,
+    models: Models,
     /// The filter of the configuration comes back then.
     log_until: Option<Instant>,
     /// The process is about to start anew.
@@ -175,15 +178,17 @@ impl Worker {
         let store = Store::new(&setup.config.path);
         let limits = Limits { burst: setup.config.burst, per_second: setup.config.per_second };
         let gate = Gate::new(setup.config.allow.clone(), limits, store.load(), setup.boot, now);
+        let models = Models::new(&setup.context.running.load().models);
         let (save_by, trial, log_until) = (None, None, None);
-        Self { setup, gate, store, started: now, save_by, dirty: false, trial, log_until, leaving: false }
+        Self { setup, gate, store, started: now, save_by, dirty: false, trial, models, log_until, leaving: false }
     }
 
     /// Ends what earlier runs left unfinished, and sends what the broker may not have.
     fn pick_up(&mut self) {
         self.pick_up_trial();
-        let unfinished: Vec<_> = self.gate.past.unfinished().map(|entry| (entry.id.to_string(), entry.name)).collect();
-        for (id, name) in unfinished {
+        let unfinished = self.gate.past.unfinished();
+        let unfinished: Vec<_> = unfinished.map(|e| (e.id.to_string(), e.name, e.answer.clone())).collect();
+        for (id, name, answer) in unfinished {
             if self.trial.as_ref().is_some_and(|running| running.trial.id == id) {
                 continue;
             }
@@ -193,6 +198,10 @@ impl Worker {
                     ErrorCode::RolledBack,
                     "the daemon ended before the new configuration was in place; the former one stands",
                 )),
+                Name::ModelsInstall | Name::ModelsRollback => match self.pick_up_bundle(&id, name, answer.as_ref()) {
+                    Some(outcome) => outcome,
+                    None => continue,
+                },
                 _ => Err(Refusal::failed(ErrorCode::Internal, "the daemon ended before it was done")),
             };
             self.settle(&id, name, outcome);
@@ -211,7 +220,8 @@ impl Worker {
         loop {
             let now = Instant::now();
             self.look_after(now);
-            let due = [self.save_by, self.log_until, self.trial.as_ref().map(|_| now + LOOK_EVERY)];
+            let waits = self.trial.is_some() || self.models.waits();
+            let due = [self.save_by, self.log_until, waits.then(|| now + LOOK_EVERY)];
             let wait = due
                 .into_iter()
                 .flatten()
@@ -238,6 +248,7 @@ impl Worker {
             self.set_log(&self.setup.context.running.load().log.filter.clone());
         }
         self.look_after_trial(now);
+        self.look_after_bundles();
     }
 
     fn delivered(&mut self, answer: &Answer) {
@@ -383,10 +394,9 @@ impl Worker {
             Command::Consent { granted, lasting } => self.consent(granted, lasting).into(),
             Command::LogLevel { level, lasting } => self.log_level(&level, lasting).into(),
             Command::Restart => self.restart(),
-            Command::ModelsInstall(_) | Command::ModelsChunk(_) | Command::ModelsRollback { .. } => {
-                let message = "this version installs no bundles over MQTT";
-                Err(Refusal::rejected(ErrorCode::NotEnabled, message)).into()
-            }
+            Command::ModelsInstall(request) => self.models_install(id, request),
+            Command::ModelsChunk(chunk) => self.models_chunk(&chunk).into(),
+            Command::ModelsRollback { task } => self.models_rollback(&task),
         }
     }
 
@@ -430,6 +440,9 @@ impl Worker {
     fn restart(&mut self) -> Step {
         if self.trial.is_some() {
             return busy("a configuration is on trial, and a restart would roll it back").into();
+        }
+        if self.models.installing() {
+            return busy("a bundle is being installed, and a restart would stop that").into();
         }
         self.leaving = true;
         Step::Begun { result: None, then: Some(Order::Restart) }
