@@ -72,6 +72,14 @@ async fn registered(store: &Store, devices: &[&str]) -> Vec<i64> {
     ids
 }
 
+fn keeps_to_schema(name: &str, payload: &Value) {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../docs/schema/{name}.schema.json"));
+    let schema: Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+    if let Err(error) = jsonschema::validate(&schema, payload) {
+        panic!("{name}: {error}\n{payload:#}");
+    }
+}
+
 #[test]
 fn an_event_is_stored_once_however_often_and_wherever_it_comes() {
     on_both(async |store| {
@@ -364,6 +372,7 @@ fn a_roll_out_goes_through_the_store_wave_by_wave_and_stops_at_a_failed_one() {
             serde_json::from_str(&store.commands_to_send(at(1), at(0), 1).await.unwrap()[0].payload).unwrap();
         assert_eq!((&payload["schema"], &payload["args"]), (&json!("visaged.cmd.v1"), &request.args));
         assert_eq!(payload["not_after"], json!(at(100)));
+        keeps_to_schema("cmd", &payload);
         drive(store, "r", at(1)).await.unwrap();
         assert_eq!(sent().await, 1, "nothing further before the first wave is through");
         answer(&devices[..1], "succeeded").await;
@@ -426,14 +435,11 @@ fn what_simulated_devices_send_keeps_to_the_schemas_and_is_read() {
     };
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let samples = runtime.block_on(async { sample_payloads(&settings) });
-    assert_eq!(samples.len(), 7);
+    assert_eq!(samples.len(), 9);
     let mut batch = Batch::default();
     for (leaf, payload) in &samples {
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../docs/schema/{leaf}.schema.json"));
-        let schema: Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
-        if let Err(error) = jsonschema::validate(&schema, payload) {
-            panic!("{leaf}: {error}\n{payload:#}");
-        }
+        keeps_to_schema(leaf, payload);
+        let leaf = if *leaf == "rsp" { "rsp/ping" } else { *leaf };
         message(&mut batch, "d", leaf, payload);
     }
     assert_eq!(batch.unreadable, []);
@@ -441,5 +447,6 @@ fn what_simulated_devices_send_keeps_to_the_schemas_and_is_read() {
         (batch.events.len(), batch.gaps.len(), batch.telemetry.len(), batch.statuses.len(), batch.infos.len()),
         (2, 1, 1, 1, 1)
     );
+    assert_eq!(batch.answers.len(), 2);
     assert_eq!(batch.telemetry[0].telemetry.memory_bytes, samples[6].1["memory_bytes"].as_u64());
 }

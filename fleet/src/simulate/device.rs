@@ -686,5 +686,11 @@ pub fn sample_payloads(settings: &Settings) -> Vec<(&'static str, Value)> {
         ("info", device.info()),
         ("telemetry", device.telemetry()),
     ]);
+    device.answer("one", "ping", "rejected", Value::Null, error("expired", "it came too late"));
+    device.succeed("two", "ping", json!({"uptime_s": 1.5}));
+    samples.extend(device.spool.iter().filter_map(|spooled| match &spooled.record {
+        Record::Answer { payload, .. } => Some(("rsp", serde_json::from_str(payload).ok()?)),
+        _ => None,
+    }));
     samples
 }
