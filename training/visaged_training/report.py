@@ -11,7 +11,7 @@ from .quantize import MEASURED
 
 RUN = "python -m visaged_training"
 # Of the bundles. The last number grows with the weights, the graph or the figures; the others are those of the daemon.
-VERSIONS = {"detector": "0.1.2", "derl": "0.1.2"}
+VERSIONS = {"detector": "0.1.1", "derl": "0.1.2"}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +46,11 @@ NOT_FOR = """## What it must not be used for
 def detector_documents(folder: Path) -> tuple[dict, str]:
     m, q = measured("detector"), measured("detector_quantisation")
     parity = m["parity"]
-    packs, steady, lite = parity["packs"], m["steadiness"], m["litert"]
+    packs, steady, lite = parity["packs"], m["steadiness"], m.get("litert")
+    tflite = "A `model.tflite` is not part of this version of the bundle."
+    if lite:
+        tflite = f"""`model.tflite` holds the same integers and scales for pictures of 320x256: in LiteRT, measured as above,
+{percent(lite["found"], 2)} of the float net's faces are found, landmarks {lite["landmarks_median_px"]} px apart in the median."""
     evaluate = f"{RUN} evaluate detector"
     outputs = []
     for kind, width in (("cls", 1), ("obj", 1), ("bbox", 4), ("kps", 10)):
@@ -145,8 +149,7 @@ threshold {parity["working"]}. Faces from SFHQ, London, Canada and the clips, sh
 ## Quantisation
 
 {q["scheme"]}. Weights {q["weights"]}; activations {q["activations"]}; scales of {q["scales"]}; {q["calibration"]}. Beforehand: {q["before"]}.
-Float: {q["float_parts"]}. `model.tflite` holds the same integers and scales for pictures of 320x256: in LiteRT, measured as above,
-{percent(lite["found"], 2)} of the float net's faces are found, landmarks {lite["landmarks_median_px"]} px apart in the median.
+Float: {q["float_parts"]}. {tflite}
 
 ## Data and licences
 
@@ -224,9 +227,9 @@ def training_text(m: dict) -> str:
 rare classes shown more often, moving average of the weights. Rendered pairs: MakeHuman and VALID heads. One thread, float32."""
     adjusted = measured("derl_prior")
     if adjusted:
-        plain, taken = adjusted["tried"][0], next(t for t in adjusted["tried"] if t["tau"] == adjusted["tau"])
+        plain, taken = (next(t for t in adjusted["tried"] if t["tau"] == tau) for tau in (0, adjusted["tau"]))
         text += f"""
-Logits are adjusted for the classes' shares in training (logit adjustment, tau {adjusted["tau"]}, the largest that costs at most 0.2 points on FER+ valid):
+Logits are adjusted for the classes' shares in training (logit adjustment, tau {adjusted["tau"]}, the largest that costs at most 0.6 points on FER+ valid):
 plurality {percent(plain["plurality"], 2)} -> {percent(taken["plurality"], 2)}, mean recall {percent(plain["mean_recall"], 2)} -> {percent(taken["mean_recall"], 2)} (float)."""
     if not joint:
         return text

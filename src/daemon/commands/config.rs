@@ -65,6 +65,9 @@ impl Worker {
         if self.trial.is_some() {
             return busy("another configuration is on trial: wait for its answer").into();
         }
+        if self.models.installing() {
+            return busy("a bundle is being installed, and a restart would stop that: wait for its answer").into();
+        }
         match self.begin_trial(id, wanted) {
             Ok(step) => step,
             Err(refusal) => Err(refusal).into(),

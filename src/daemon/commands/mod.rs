@@ -248,7 +248,7 @@ impl Worker {
             self.set_log(&self.setup.context.running.load().log.filter.clone());
         }
         self.look_after_trial(now);
-        self.look_after_bundles();
+        self.look_after_bundles(now);
     }
 
     fn delivered(&mut self, answer: &Answer) {

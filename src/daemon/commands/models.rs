@@ -2,6 +2,8 @@
 //!
 //! The result in the newest `in_progress` answer, which is on disk, says to the next boot which version to look for.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Map, Value, json};
 
 use super::{Order, Step, Worker, busy, object};
@@ -12,6 +14,9 @@ use crate::models::store::{Expected, InstallError, Installed, Request, Source, S
 use crate::models::{Store, Task, Version};
 use crate::mqtt::command::{Answer, ArchiveSource, Chunk, ErrorCode, InstallRequest, Name, Outcome, Refusal};
 use crate::report::Moment;
+
+/// A bundle whose parts stop coming for so long is given up, so that another one can be installed.
+const PARTS_WAIT: Duration = Duration::from_secs(600);
 
 /// What is known of bundles that are on their way.
 pub(super) struct Models {
@@ -30,6 +35,7 @@ struct Collecting {
     part_bytes: u64,
     signature: String,
     expected: Expected,
+    last_part: Instant,
 }
 
 struct OnTrial {
@@ -47,12 +53,12 @@ impl Models {
 
     /// Whether a new start would stop something.
     pub(super) fn installing(&self) -> bool {
-        self.installing.is_some()
+        self.installing.is_some() || self.collecting.is_some()
     }
 
     /// Whether somebody has to look again soon.
     pub(super) fn waits(&self) -> bool {
-        self.installing.is_some() || !self.on_trial.is_empty()
+        self.installing() || !self.on_trial.is_empty()
     }
 }
 
@@ -64,7 +70,7 @@ impl Worker {
     fn begin_install(&mut self, id: &str, request: InstallRequest) -> Result<Step, Refusal> {
         let task = self.task(&request.task)?;
         let version: Version = request.version.parse().map_err(|error| invalid(&format!("args.version: {error}")))?;
-        if self.models.installing.is_some() || self.models.collecting.is_some() || self.trial.is_some() {
+        if self.models.installing() || self.trial.is_some() {
             return Ok(
                 busy("another bundle is being installed, or a configuration is on trial: wait for its answer").into()
             );
@@ -94,7 +100,9 @@ impl Worker {
                     return Err(invalid(message));
                 }
                 let chunks = self.installer()?.store().chunks(request.size_bytes).map_err(|error| rejected(&error))?;
-                self.models.collecting = Some(Collecting { id: id.into(), chunks, part_bytes, signature, expected });
+                let (id, last_part) = (id.into(), Instant::now());
+                self.models.collecting = Some(Collecting { id, chunks, part_bytes, signature, expected, last_part });
+                self.gate.awaits_chunks = true;
             }
         }
         Ok(Step::Begun { result, then: None })
@@ -109,6 +117,7 @@ impl Worker {
             ChunkError::Io(_) => Refusal::failed(ErrorCode::Storage, error.to_string()),
             ChunkError::Outside { .. } | ChunkError::Scattered => invalid(&format!("args: {error}")),
         })?;
+        collecting.last_part = Instant::now();
         let part = collecting.part_bytes;
         let missing = collecting.chunks.missing();
         // The first of them is enough to go on; a list of all would outgrow the answer.
@@ -124,7 +133,17 @@ impl Worker {
         Ok(object(result))
     }
 
+    /// Parts that stopped coming must not keep other bundles out.
+    fn look_after_parts(&mut self, now: Instant) {
+        let given_up = self.models.collecting.take_if(|c| now.saturating_duration_since(c.last_part) >= PARTS_WAIT);
+        let Some(collecting) = given_up else { return };
+        self.gate.awaits_chunks = false;
+        let message = format!("no part came for {} s; send models.install again", PARTS_WAIT.as_secs());
+        self.finish(&collecting.id, Name::ModelsInstall, Err(Refusal::failed(ErrorCode::Download, message)));
+    }
+
     fn chunks_complete(&mut self) {
+        self.gate.awaits_chunks = false;
         let (Some(collecting), Some(installer)) = (self.models.collecting.take(), &mut self.models.installer) else {
             return;
         };
@@ -136,7 +155,7 @@ impl Worker {
     }
 
     pub(super) fn models_rollback(&mut self, task: &str) -> Step {
-        if self.models.installing.is_some() || self.trial.is_some() {
+        if self.models.installing() || self.trial.is_some() {
             return busy("a bundle is being installed, or a configuration is on trial: wait for its answer").into();
         }
         let rolled = self.task(task).and_then(|task| {
@@ -190,7 +209,8 @@ impl Worker {
         }
     }
 
-    pub(super) fn look_after_bundles(&mut self) {
+    pub(super) fn look_after_bundles(&mut self, now: Instant) {
+        self.look_after_parts(now);
         for bundle in std::mem::take(&mut self.models.on_trial) {
             let id = bundle.id.clone();
             if let Some(outcome) = self.judge(bundle) {
