@@ -648,8 +648,8 @@ fn a_full_disk_at_any_point_of_an_installation_changes_nothing() {
 
 #[test]
 fn the_store_never_holds_more_than_two_slots_and_a_candidate() {
-    let device = Device::with(2);
-    for patch in 3..10 {
+    let device = Device::with(5);
+    for patch in 6..10 {
         device.install(patch).unwrap();
         assert!(device.slots().len() <= 2, "{:?}", device.slots());
         device.store.keep(TASK, version(patch)).unwrap();
