@@ -56,8 +56,11 @@ impl Bench {
         let folder = self.path(&format!("{task}-{version}"));
         fs::create_dir_all(&folder).unwrap();
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("models-quantized").join(task);
-        for name in ["model.onnx", "weights.safetensors"] {
-            fs::copy(source.join(name), folder.join(name)).unwrap();
+        for file in fs::read_dir(&source).unwrap() {
+            let file = file.unwrap();
+            if file.file_name() != "CARD.md" {
+                fs::copy(file.path(), folder.join(file.file_name())).unwrap();
+            }
         }
         let manifest = fs::read_to_string(source.join("manifest.toml")).unwrap();
         let lines = manifest.lines().map(|line| match line.starts_with("version = ") {
