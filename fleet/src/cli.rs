@@ -53,7 +53,7 @@ pub struct DatabaseArgs {
 /// Where the broker is.
 #[derive(Clone, Debug, Args)]
 pub struct BrokerArgs {
-    /// mqtt://HOST[:PORT] or mqtts://HOST[:PORT]
+    /// mqtt://HOST:PORT or mqtts://HOST:PORT; without the port the usual one
     #[arg(long, env = "VISAGED_FLEET_BROKER")]
     pub broker: Option<BrokerUrl>,
     /// User at the broker

@@ -12,7 +12,7 @@
 //! | [`audit`] | proves from the store that nothing is missing that was not declared |
 //! | [`simulate`] | devices over real connections, with seeded faults |
 //! | [`web`] | HTTP API, OpenAPI document, pages |
-//! | [`bench`] | measures what it all costs |
+//! | [`mod@bench`] | measures what it all costs |
 //! | [`cli`] | the command line |
 //!
 //! Nothing here knows the networks or the camera: the library `visaged` is no dependency. Only [`serve`] and [`cli`] know everybody.
