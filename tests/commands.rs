@@ -568,13 +568,14 @@ fn with_store(keys: &minisign::KeyPair) -> (Device, tempfile::TempDir) {
         store.path().join("bundles"),
         keys.pk.to_base64()
     );
-    (Device::start(&["models.install", "models.rollback"], &more), store)
+    (Device::start(&["models.install", "models.rollback", "config.set", "restart"], &more), store)
 }
 
 #[test]
 fn a_bundle_that_comes_in_parts_is_on_trial_and_answered_when_it_was_proven_and_can_be_rolled_back() {
     use base64::Engine as _;
-    const PART: usize = 32_768;
+    // So many parts that they would be beyond the rate if they counted.
+    const PART: usize = 4096;
     let keys = minisign::KeyPair::generate_unencrypted_keypair().unwrap();
     let (device, _store) = with_store(&keys);
     let bundle = bundle(&keys, "0.1.90");
@@ -582,6 +583,10 @@ fn a_bundle_that_comes_in_parts_is_on_trial_and_answered_when_it_was_proven_and_
     let source = ("chunks", json!({ "count": parts.len(), "size": PART }));
     let begun = device.ask("models.install", "new", bundle.args("0.1.90", source));
     assert_eq!(begun["state"], "in_progress", "{begun}");
+    assert!(parts.len() > 60, "{}", parts.len());
+    let set = json!({ "set": { "log.filter": "debug" } });
+    assert_eq!(device.code("config.set", "set", set), "busy", "a new start would lose the parts");
+    assert_eq!(device.code("restart", "restart", json!({})), "busy");
     // The last one first, the first one twice.
     let order = (1..parts.len()).rev().chain([1, 0]);
     for (n, index) in order.enumerate() {

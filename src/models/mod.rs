@@ -364,7 +364,8 @@ fn verify_bytes(entry: &FileEntry, bytes: &[u8]) -> Result<(), BundleFault> {
     Ok(())
 }
 
-fn sha256_hex(bytes: &[u8]) -> String {
+/// In lower-case hexadecimal.
+pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     Sha256::digest(bytes).iter().fold(String::with_capacity(64), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
