@@ -3,7 +3,7 @@
 //! Exit 0 on success, 1 on a failed run or an audit that finds something, 2 on bad usage or configuration; one line on stderr says what, where and
 //! what to do; data go to stdout.
 
-use std::io::Write;
+use std::io::{IsTerminal as _, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -46,7 +46,7 @@ enum Command {
 #[derive(Clone, Debug, Args)]
 pub struct DatabaseArgs {
     /// SQLite file, or postgres://USER:PASSWORD@HOST/DATABASE
-    #[arg(long, env = "VISAGED_FLEET_DATABASE", default_value = DEFAULT_DATABASE, hide_env_values = true)]
+    #[arg(long, global = true, env = "VISAGED_FLEET_DATABASE", default_value = DEFAULT_DATABASE, hide_env_values = true)]
     pub database: String,
 }
 
@@ -264,8 +264,12 @@ fn fail(what: &str, code: u8) -> ExitCode {
 fn log_to_stderr() {
     let filter = std::env::var("VISAGED_FLEET_LOG").unwrap_or_else(|_| "info".into());
     let filter = tracing_subscriber::EnvFilter::new(format!("{filter},rumqttd=off,sqlx=warn"));
-    let _ =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .try_init();
 }
 
 async fn run(command: Command) -> Result<ExitCode, Failure> {

@@ -456,11 +456,12 @@ pub async fn drive(store: &Store, id: &str, now: Micros) -> Result<(), StoreErro
         return Ok(());
     }
     let not_after = now.plus(Duration::from_secs(taken.rollout.plan.timeout_s.into()));
+    let told = (!taken.rollout.plan.without_expiry).then_some(not_after);
     let commands: Vec<_> = (begun.into_iter())
         .map(|device| {
             let command = format!("{id}.{device}");
             NewCommand {
-                payload: crate::rollout::payload(&command, &taken.args, not_after),
+                payload: crate::rollout::payload(&command, &taken.args, told),
                 id: command,
                 device,
                 name: taken.command.clone(),

@@ -72,7 +72,7 @@ impl Drop for Fleet {
 
 fn slower(waves: &[&str], timeout_s: u32) -> Value {
     json!({
-        "name": "slower", "command": "config.set", "args": {"set": {"capture.fps": 15}, "confirm_after_s": 10},
+        "name": "slower", "command": "config.set", "args": {"set": {"camera.fps": 15}, "confirm_after_s": 10},
         "plan": {"waves": waves, "timeout_s": timeout_s},
     })
 }

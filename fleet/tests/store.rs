@@ -333,13 +333,14 @@ fn a_roll_out_goes_through_the_store_wave_by_wave_and_stops_at_a_failed_one() {
         let request = RolloutRequest {
             name: "slower".into(),
             command: "config.set".into(),
-            args: json!({"set": {"capture.fps": 15}}),
+            args: json!({"set": {"camera.fps": 15}}),
             target: Target { site: Some("s".into()), ..Target::default() },
             plan: Plan {
                 waves: vec!["1".parse().unwrap(), "2".parse().unwrap()],
                 abort_threshold_percent: 0,
                 timeout_s: 100,
                 max_in_progress: None,
+                without_expiry: false,
             },
         };
         let mut found = store.targets(&request.target).await.unwrap();

@@ -1,5 +1,7 @@
 //! Logs: text or JSON on stderr, or the journal; the filter can be changed while running.
 
+use std::io::IsTerminal as _;
+
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -26,7 +28,11 @@ pub enum LoggingError {
 pub fn start(config: &LogConfig) -> Result<LogHandle, LoggingError> {
     let (filter, handle) = reload::Layer::new(filter(config));
     let output: Box<dyn Layer<_> + Send + Sync> = match config.format {
-        LogFormat::Text => Box::new(tracing_subscriber::fmt::layer().with_writer(std::io::stderr)),
+        // Colours are for people: not for files, pipes and the journal.
+        LogFormat::Text => {
+            let colours = std::io::stderr().is_terminal();
+            Box::new(tracing_subscriber::fmt::layer().with_ansi(colours).with_writer(std::io::stderr))
+        }
         LogFormat::Json => Box::new(tracing_subscriber::fmt::layer().json().with_writer(std::io::stderr)),
         LogFormat::Journald => Box::new(tracing_journald::layer().map_err(LoggingError::NoJournal)?),
     };

@@ -543,7 +543,12 @@ fn signature(args: &InstallArgs, source: &Source) -> Result<String, Failure> {
         }
         (None, _) => return Err(Failure::usage(NoSignature)),
     };
-    let hint = "name the archive's minisign signature with --signature";
+    let hint = match source {
+        Source::File(file) if file.is_dir() => {
+            "a folder is not installed: `visaged models pack` it, and sign the archive"
+        }
+        _ => "name the archive's minisign signature with --signature",
+    };
     fs::read_to_string(&path).map_err(|source| Failure::failed(FileError { path, source, hint }))
 }
 

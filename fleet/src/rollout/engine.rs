@@ -78,6 +78,10 @@ pub struct Plan {
     /// At most so many devices at a time.
     #[serde(default)]
     pub max_in_progress: Option<u32>,
+    /// For devices without a time server: commands carry no moment until which they are valid, as such a device would
+    /// reject what it cannot compare with its clock. One that a broker holds back is then carried out however late.
+    #[serde(default)]
+    pub without_expiry: bool,
 }
 
 impl Plan {
@@ -379,7 +383,7 @@ mod tests {
 
     fn plan(waves: &[&str], abort_threshold_percent: u8) -> Plan {
         let waves = waves.iter().map(|size| size.parse().unwrap()).collect();
-        Plan { waves, abort_threshold_percent, timeout_s: 60, max_in_progress: None }
+        Plan { waves, abort_threshold_percent, timeout_s: 60, max_in_progress: None, without_expiry: false }
     }
 
     fn at(seconds: i64) -> Micros {
@@ -514,7 +518,7 @@ mod tests {
             max_in_progress in prop::option::of(1..5_u32),
             steps in prop::collection::vec((happens(), 0..30_i64), 0..80),
         ) {
-            let plan = Plan { waves, abort_threshold_percent, timeout_s: 60, max_in_progress };
+            let plan = Plan { waves, abort_threshold_percent, timeout_s: 60, max_in_progress, without_expiry: false };
             let ids: Vec<i64> = (0..total as i64).collect();
             let mut rollout = Rollout::new(plan, &ids);
             let (mut now, mut sent, mut outcomes) = (0, HashMap::<i64, u32>::new(), HashMap::<i64, Execution>::new());

@@ -127,11 +127,6 @@ impl RolloutRequest {
         Ok(())
     }
 
-    /// The payload for one device.
-    pub fn payload(&self, id: &str, not_after: Micros) -> String {
-        payload(id, &self.args, not_after)
-    }
-
     /// The devices to be reached out of `found`, in the order of their waves: by lot, and the same whenever asked.
     pub fn draw(&self, rollout: &str, mut found: Vec<i64>) -> Vec<i64> {
         found.sort_by_cached_key(|id| <[u8; 32]>::from(Sha256::digest(format!("{rollout}/{id}"))));
@@ -142,10 +137,9 @@ impl RolloutRequest {
     }
 }
 
-/// A command as it goes to a device.
-pub(crate) fn payload(id: &str, args: &Value, not_after: Micros) -> String {
-    let command =
-        Command { schema: COMMAND_SCHEMA.into(), id: id.into(), args: args.clone(), not_after: Some(not_after) };
+/// A command as it goes to a device; `None`: valid whenever it comes.
+pub(crate) fn payload(id: &str, args: &Value, not_after: Option<Micros>) -> String {
+    let command = Command { schema: COMMAND_SCHEMA.into(), id: id.into(), args: args.clone(), not_after };
     json!(command).to_string()
 }
 
@@ -198,7 +192,7 @@ mod tests {
     #[test]
     fn what_devices_would_reject_is_refused_before_any_is_asked() {
         assert_eq!(key(&request("ping", json!({}))), "command");
-        assert_eq!(key(&request("config.set", json!({"set": {"capture.fps": 15}}))), "");
+        assert_eq!(key(&request("config.set", json!({"set": {"camera.fps": 15}}))), "");
         assert_eq!(key(&request("config.set", json!({"set": {}}))), "args");
         assert_eq!(key(&request("config.set", json!({"set": {"a": 1}, "toml": ""}))), "args");
         assert_eq!(key(&request("config.set", json!({"toml": "", "confirm_after_s": 5}))), "args.confirm_after_s");
@@ -228,5 +222,12 @@ mod tests {
         assert_eq!(draw("a").len(), 100);
         assert_eq!(draw("a"), draw("a"));
         assert_ne!(draw("a"), draw("b"));
+    }
+
+    #[test]
+    fn a_command_without_expiry_says_no_moment() {
+        let told = |not_after| serde_json::from_str::<Value>(&payload("a", &json!({}), not_after)).unwrap();
+        assert_eq!(told(None), json!({ "schema": COMMAND_SCHEMA, "id": "a", "args": {} }));
+        assert!(told(Some(Micros::now()))["not_after"].is_string());
     }
 }

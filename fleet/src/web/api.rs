@@ -324,6 +324,9 @@ pub(super) struct CommandRequest {
     pub(super) args: Value,
     /// The device refuses it when it comes later than in so many seconds.
     pub(super) not_after_s: Option<u32>,
+    /// The device is not told that: for one without a time server, which would reject what it cannot compare with its clock.
+    #[serde(default)]
+    pub(super) without_expiry: bool,
 }
 
 /// The id to ask for the answer with.
@@ -370,7 +373,7 @@ pub(super) async fn add_command(
     let not_after = now.plus(std::time::Duration::from_secs(seconds.into()));
     let id = Uuid::new_v4().simple().to_string();
     let command = NewCommand {
-        payload: payload(&id, &args, not_after),
+        payload: payload(&id, &args, (!request.without_expiry).then_some(not_after)),
         id: id.clone(),
         device,
         name: request.name,

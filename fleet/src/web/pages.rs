@@ -433,6 +433,7 @@ fn device_forms(device: &DeviceRow) -> Markup {
                 form.grid method="post" action=(format!("{base}/commands")) {
                     label { "Command" select name="name" { @for name in COMMANDS { option { (name) } } } }
                     label { "Valid for, in seconds" input name="not_after_s" type="number" min="1" max="604800" value="300"; }
+                    label { "Device without a time server" input name="without_expiry" type="checkbox" value="true"; }
                     label.full { "Arguments, as JSON" textarea name="args" { "{}" } }
                     div { button.main { "Send" } }
                 }
@@ -469,6 +470,8 @@ pub(super) struct CommandForm {
     name: String,
     args: String,
     not_after_s: Option<u32>,
+    #[serde(default)]
+    without_expiry: bool,
 }
 
 pub(super) async fn send_command(
@@ -477,7 +480,8 @@ pub(super) async fn send_command(
     Path((site, device)): Path<(String, String)>,
     Form(form): Form<CommandForm>,
 ) -> Page {
-    let request = CommandRequest { name: form.name, args: read_json(&form.args)?, not_after_s: form.not_after_s };
+    let CommandForm { name, args, not_after_s, without_expiry } = form;
+    let request = CommandRequest { name, args: read_json(&args)?, not_after_s, without_expiry };
     api::add_command(&shared, &viewer, &site, &device, request).await?;
     Ok(Redirect::to(&device_link(&site, &device)).into_response())
 }
@@ -541,7 +545,7 @@ fn rollout_form() -> Markup {
             form.grid method="post" action="/rollouts" {
                 label { "Name" input name="name" required maxlength="200"; }
                 label { "Command" select name="command" { @for name in ROLLOUT_COMMANDS { option { (name) } } } }
-                label.full { "Arguments, as JSON" textarea name="args" { "{\"set\": {\"capture.fps\": 15}}" } }
+                label.full { "Arguments, as JSON" textarea name="args" { "{\"set\": {\"camera.fps\": 15}}" } }
                 label { "Site (empty: all)" input name="site"; }
                 label { "Tag (empty: all)" input name="tag"; }
                 label { "Share of these, in percent" input name="share_percent" type="number" min="1" max="100" value="100"; }
@@ -549,6 +553,7 @@ fn rollout_form() -> Markup {
                 label { "Abort when more than … % of a wave fail" input name="abort_threshold_percent" type="number" min="0" max="100" value="0"; }
                 label { "Time-out of a device, in seconds" input name="timeout_s" type="number" min="1" value="600"; }
                 label { "At most so many at a time (empty: no limit)" input name="max_in_progress" type="number" min="1"; }
+                label { "Devices without a time server" input name="without_expiry" type="checkbox" value="true"; }
                 div.full { button.main { "Begin" } }
             }
         }
@@ -567,6 +572,8 @@ pub(super) struct RolloutForm {
     abort_threshold_percent: String,
     timeout_s: String,
     max_in_progress: String,
+    #[serde(default)]
+    without_expiry: bool,
 }
 
 impl RolloutForm {
@@ -595,6 +602,7 @@ impl RolloutForm {
                 abort_threshold_percent: number("abort threshold", &self.abort_threshold_percent)?,
                 timeout_s: number("time-out", &self.timeout_s)?,
                 max_in_progress: given(&self.max_in_progress).map(|most| number("at a time", &most)).transpose()?,
+                without_expiry: self.without_expiry,
             },
         })
     }
