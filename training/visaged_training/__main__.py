@@ -9,7 +9,9 @@ import sys
 COMMANDS = {
     "template": "measure the alignment template on FER+ crops",
     "synth": "render (expression, neutral) pairs of parametric heads",
-    "train": "train the generator, then the classifier on its layers",
+    "faces": "align every face and ask the identity encoder's teacher about it",
+    "cosmetics": "render and collect faces with the layers that make-up is painted on",
+    "train": "train a network: generator, classifier, joint, identity, makeup",
     "quantize": "float checkpoint or detector weights -> int8 bundle",
     "evaluate": "measure float and int8 nets by every protocol",
     "report": "write manifest.toml and CARD.md from the measurements",

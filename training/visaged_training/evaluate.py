@@ -1,4 +1,4 @@
-"""`evaluate detector|derl|stress`: every figure that the cards and manifests carry, written to training/measured/NAME.json."""
+"""`evaluate NAME`: every figure that the cards and manifests carry, written to training/measured/NAME.json."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from .quantize import MEASURED
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=["detector", "derl", "stress"], help="stress: derl where it gets hard, and by group")
+    names = ["detector", "derl", "stress", "identity", "makeup"]
+    parser.add_argument("what", choices=names, help="stress: derl where it gets hard, and by group")
     data.add_data_argument(parser)
     parser.add_argument("--work", type=Path, default=data.WORK, help="folder of the float graphs (see `quantize`)")
     parser.add_argument("--bundles", type=Path, default=data.BUNDLES)
     parser.add_argument("--limit", type=int, help="detector: only so many pictures a pack (for a quick look)")
     parser.add_argument("--no-sizes", action="store_true", help="detector: leave out recall by face size")
-    parser.add_argument("--sheet", type=Path, help="derl: write the contact sheet (clean data only) here")
+    parser.add_argument("--sheet", type=Path, help="derl, makeup: write the contact sheet (clean data only) here")
+    parser.add_argument("--descriptor", type=Path, help="makeup: folder `model` of @vladmandic/face-api, a judge of identity")
 
 
 def load_measured(name: str) -> dict:
@@ -337,4 +339,8 @@ def london_by_group(args: argparse.Namespace, answer) -> dict:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.what in ("identity", "makeup"):
+        from . import portraits
+
+        return portraits.evaluate_identity(args) if args.what == "identity" else portraits.evaluate_makeup(args)
     return {"detector": run_detector, "derl": run_derl, "stress": run_stress}[args.what](args)

@@ -84,7 +84,7 @@ class Feed(CalibrationDataReader):
 
     def get_next(self):
         x = next(self.batches, None)
-        return None if x is None else {self.name: x}
+        return x if x is None or isinstance(x, dict) else {self.name: x}
 
 
 def _ranges(model: onnx.ModelProto, names: list[str], batches) -> dict[str, np.ndarray]:
@@ -189,7 +189,8 @@ def quantise(
 ) -> onnx.ModelProto:
     """Static QDQ: per-channel symmetric s8 weights, per-tensor asymmetric u8 activations.
 
-    `keep_float` names nodes that stay float; `fixed` gives ranges for tensors whose range is known beforehand.
+    A batch is the one input, or a dictionary of all. `keep_float` names nodes that stay float; `fixed` gives ranges for
+    tensors whose range is known beforehand.
     """
     logging.getLogger().setLevel(logging.ERROR)
     calibrate, extra = METHODS[method]
@@ -358,12 +359,11 @@ def backwards(model: onnx.ModelProto) -> onnx.ModelProto:
     return out
 
 
-def macs(model: onnx.ModelProto, shape: tuple[int, ...]) -> int:
-    """Multiply-accumulates of Conv and Gemm at one input shape."""
+def macs(model: onnx.ModelProto, shape: tuple[int, ...] | None = None) -> int:
+    """Multiply-accumulates of Conv and Gemm; `shape` is the first input's, where the graph leaves it open."""
     m = onnx.ModelProto()
     m.CopyFrom(model)
-    dims = m.graph.input[0].type.tensor_type.shape.dim
-    for dim, n in zip(dims, shape, strict=True):
+    for dim, n in zip(m.graph.input[0].type.tensor_type.shape.dim, shape or (), strict=shape is not None):
         dim.Clear()
         dim.dim_value = n
     inferred = shape_inference.infer_shapes(m, data_prop=True)
@@ -371,7 +371,7 @@ def macs(model: onnx.ModelProto, shape: tuple[int, ...]) -> int:
         v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in [*inferred.graph.value_info, *inferred.graph.output]
     }
     weights = {i.name: list(i.dims) for i in m.graph.initializer}
-    shapes[m.graph.input[0].name] = list(shape)
+    shapes |= {i.name: [d.dim_value for d in i.type.tensor_type.shape.dim] for i in m.graph.input}
     made_by = {o: n for n in m.graph.node for o in n.output}
     total = 0
     for node in m.graph.node:

@@ -1,4 +1,4 @@
-"""`quantize detector|derl`: float weights -> models-quantized/NAME/{model.onnx, model.tflite, weights.safetensors}."""
+"""`quantize NAME`: float weights -> models-quantized/NAME/{model.onnx, model.tflite, weights.safetensors}."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from safetensors.numpy import save_file
 from . import align, data, detector, graphs, neutrality
 
 # Pictures of a .tflite have one size. The detector's is the daemon's coarse look.
-FIXED = {"detector": (1, 3, 256, 320), "derl": (1, 1, 64, 64)}
+FIXED = {"detector": (1, 3, 256, 320), "derl": (1, 1, 64, 64)}  # the others have no open dimension
 MEASURED = data.ROOT / "training" / "measured"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=["detector", "derl"])
+    parser.add_argument("what", choices=["detector", "derl", "identity", "makeup"])
     data.add_data_argument(parser)
     parser.add_argument("--work", type=Path, default=data.WORK, help="folder of checkpoints; float graphs go here too")
     parser.add_argument("--bundles", type=Path, default=data.BUNDLES, help="where the bundle folder goes")
     parser.add_argument(
-        "--from-bundle", action="store_true", help="derl: read weights.safetensors of the bundle, no checkpoint needed"
+        "--from-bundle", action="store_true", help="all but detector: read the bundle's weights.safetensors, no checkpoint needed"
     )
     parser.add_argument(
         "--fit-neutrality",
@@ -44,7 +44,7 @@ def write(bundles: Path, name: str, model: onnx.ModelProto, weights: dict | None
     folder = bundles / name
     folder.mkdir(parents=True, exist_ok=True)
     onnx.save(model, folder / "model.onnx")
-    (folder / "model.tflite").write_bytes(tflite.convert(model, FIXED[name]))
+    (folder / "model.tflite").write_bytes(tflite.convert(model, FIXED.get(name)))
     if weights is not None:
         save_file({k: np.ascontiguousarray(v) for k, v in weights.items()}, folder / "weights.safetensors")
         (folder / "weights.safetensors").chmod(0o644)
@@ -203,4 +203,8 @@ def run_derl(args: argparse.Namespace) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    return run_detector(args) if args.what == "detector" else run_derl(args)
+    if args.what in ("detector", "derl"):
+        return run_detector(args) if args.what == "detector" else run_derl(args)
+    from . import portraits
+
+    return portraits.quantise_identity(args) if args.what == "identity" else portraits.quantise_makeup(args)

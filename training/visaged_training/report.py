@@ -1,4 +1,4 @@
-"""`report detector|derl|all`: manifest.toml and CARD.md from training/measured/*.json. No figure is typed by hand."""
+"""`report NAME|all`: manifest.toml and CARD.md from training/measured/*.json. No figure is typed by hand."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .quantize import MEASURED
 
 RUN = "python -m visaged_training"
 # Of the bundles. The last number grows with the weights, the graph or the figures; the others are those of the daemon.
-VERSIONS = {"detector": "0.1.1", "derl": "0.1.2"}
+VERSIONS = {"detector": "0.1.1", "derl": "0.1.2", "identity": "0.1.0", "makeup": "0.1.0"}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=["detector", "derl", "all"])
+    parser.add_argument("what", choices=[*VERSIONS, "all"])
     parser.add_argument("--bundles", type=Path, default=data.BUNDLES)
 
 
@@ -437,9 +437,21 @@ pictures, logits {lite["logits_mean_abs"]} apart on average. `weights.safetensor
 
 
 def run(args: argparse.Namespace) -> int:
-    for name, make in (("detector", detector_documents), ("derl", derl_documents)):
-        if args.what in (name, "all"):
-            folder = args.bundles / name
+    from . import cards, report
+
+    def portrait(name, make):
+        notes = measured(f"{name}_quantisation")
+        return lambda folder: make(folder, VERSIONS[name], measured(name), notes, report)
+
+    makers = {
+        "detector": detector_documents,
+        "derl": derl_documents,
+        "identity": portrait("identity", cards.identity_documents),
+        "makeup": portrait("makeup", cards.makeup_documents),
+    }
+    for name, make in makers.items():
+        folder = args.bundles / name
+        if args.what in (name, "all") and folder.exists():
             document, card = make(folder)
             (folder / "manifest.toml").write_text(manifest.dumps(document))
             (folder / "CARD.md").write_text(card)

@@ -98,20 +98,20 @@ class _Converter:
         self.derived: dict[tuple, Value] = {}
 
     def run(self) -> bytes:
-        source = self.graph.input[0].name
-        shape = self.shapes[source]
-        step = self.step_of(source)
-        if step is None:
-            raise Unsupported(f"input {source} goes into something else than one QuantizeLinear")
-        self.values[source] = self.tensor(source, shape, step if self.int8_edges else None)
-        first = self.values[source]
+        sources = [i.name for i in self.graph.input]
+        for source in sources:
+            step = self.step_of(source)
+            if step is None:
+                raise Unsupported(f"input {source} goes into something else than one QuantizeLinear")
+            self.values[source] = self.tensor(source, self.shapes[source], step if self.int8_edges else None)
+        first = [self.values[source].index for source in sources]
         for node in self.graph.node:
             self.node(node)
         outputs = []
         for output in self.graph.output:
             value = self.values[output.name]
             outputs.append(value if self.int8_edges else self.as_float(value))
-        return self.pack([first.index], [v.index for v in outputs])
+        return self.pack(first, [v.index for v in outputs])
 
     # --- tensors ---------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""`train generator|classifier|joint`: on CPU or CUDA; schedules run by the clock, checkpoints every few minutes."""
+"""`train NAME`: on CPU or CUDA; schedules run by the clock, checkpoints every few minutes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from . import EMOTIONS, align, augment, data, nets
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=["generator", "classifier", "joint"])
+    parser.add_argument("what", choices=["generator", "classifier", "joint", "identity", "makeup"])
     data.add_data_argument(parser)
     parser.add_argument("--pairs", type=Path, default=data.WORK / "pairs.npz", help="rendered pairs made by `synth`")
     parser.add_argument("--out", type=Path, default=data.WORK, help="folder for checkpoints and logs")
@@ -30,6 +30,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bundle", type=Path, default=data.BUNDLES / "derl" / "weights.safetensors", help="joint: the weights it starts from"
     )
+    parser.add_argument("--faces", type=Path, default=data.WORK / "identity_faces.npz", help="identity: made by `faces`")
+    parser.add_argument("--descriptor", type=Path, help="identity: folder `model` of @vladmandic/face-api, its first weights")
+    parser.add_argument("--weights", type=Path, help="identity, makeup: weights.safetensors of a bundle to go on from")
+    parser.add_argument("--layers", type=Path, default=data.WORK / "cosmetics.npz", help="makeup: made by `cosmetics`")
     parser.add_argument("--balance", type=float, default=0.25, help="classifier: 0 = classes as they come, 1 = all equal")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
@@ -444,8 +448,8 @@ def train_classifier(args) -> int:
 def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
-    if args.what == "joint":
-        from . import joint
+    if args.what in ("joint", "identity", "makeup"):
+        from . import identity, joint, makeup
 
-        return joint.run(args)
+        return {"joint": joint.run, "identity": identity.train, "makeup": makeup.train}[args.what](args)
     return train_generator(args) if args.what == "generator" else train_classifier(args)

@@ -1,0 +1,210 @@
+"""Manifests and cards of the bundles `identity` and `makeup`, from training/measured/*.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from . import identity, manifest
+
+SYNTHETIC = """## What it must not be used for
+
+- Showing people as they are not to anyone who is not told. What the program writes is marked as synthetic (IPTC digital source type), and its
+  page says so; keep both.
+- Faces of others without their consent."""
+BIOMETRIC = """## What it must not be used for
+
+- Finding out who somebody is without his explicit consent: an embedding is biometric data (GDPR, Article 9). The daemon never makes one;
+  `visaged embed` does, on pictures that its user gives it.
+- Watch lists, policing, access to anything that matters: one in a hundred strangers passes the looser threshold, one in a thousand the
+  stricter one, and people who look alike pass more often."""
+
+
+def _picture(name: str, shape: list[int], colour: str, normalisation: str, **more) -> dict:
+    return {
+        "name": name, "shape": shape, "dtype": "f32", "layout": "NCHW", "colour": colour, "normalisation": normalisation, **more,
+    }  # fmt: skip
+
+
+def _sources(*rows: tuple[str, str, str]) -> list[dict]:
+    return [{"source": s, "licence": licence, "use": use} for s, licence, use in rows]
+
+
+def _document(name: str, version: str, task: str, licence: str, folder: Path, q: dict, **rest) -> dict:
+    head = {"schema": 1, "name": name, "version": version, "task": task, "licence": licence}
+    return {**head, "quantisation": q, "files": manifest.files(folder), **rest}
+
+
+def identity_documents(folder: Path, version: str, m: dict, q: dict, report) -> tuple[dict, str]:
+    f, i, teacher = m["float"], m["int8"], m["descriptor"]
+    command = f"{report.RUN} evaluate identity"
+    protocol = f"LFW (grey, aligned), {i['people']} people left out of training, {i['pairs'][0]} pairs of one person and {i['pairs'][1]} of two"
+    sources = _sources(
+        ("npm @vladmandic/face-api 1.7.15, dlib's face descriptor (CC0 by its author)", "MIT", "first weights, teacher"),
+        ("muxspace/facial_expressions @ 5fb9c13afac0 (LFW)", "pictures: research only", "training, calibration, measurement"),
+        ("FER+ (pictures: FER-2013)", "pictures: research only", "training, calibration"),
+        ("SFHQ", "MIT", "training, calibration"),
+        ("webmorphR.stim London and Canada", "CC BY 4.0", "training, calibration"),
+    )
+    thresholds = {k: i[k] for k in ("threshold_far_1e2", "threshold_far_1e3")}
+    document = _document(
+        "identity", version, "identity", "MIT", folder, q,
+        verification={**thresholds, "calibrated_on": protocol},
+        inputs=[_picture("face", [1, 1, identity.SIDE, identity.SIDE], "luminance", "per-image", eps=identity.EPS)],
+        outputs=[{"name": "embedding", "shape": [1, 128]}],
+        accuracy=[
+            {"dataset": "LFW", "protocol": protocol, "metric": metric, "float": f[metric], "int8": i[metric], "command": command}
+            for metric in ("accuracy", "tar_at_far_1e2", "tar_at_far_1e3")
+        ],
+        provenance=sources,
+    )  # fmt: skip
+    names = {
+        "accuracy": "accuracy, mean of ten folds",
+        "tar_at_far_1e2": "true accepts at one false in a hundred",
+        "tar_at_far_1e3": "true accepts at one false in a thousand",
+    }
+    rows = [[text, *(report.percent(x[k], 2) for x in (i, f, teacher))] for k, text in names.items()]
+    learnt = ", ".join(f"{n} {k}" for k, n in m["learnt_from"].items())
+    took = m.get("training", {})
+    card = f"""# identity
+
+Tells whether two pictures show one person: the encoder I of *Towards Open-Set Identity Preserving Face Synthesis* (CVPR 2018).
+{q["mmac"]} MMAC. This version holds the encoder alone; the attribute encoder and the generator of the paper are not part of it.
+
+## Purpose and limits
+
+Input `face` [1, 1, 112, 112]: BT.601 luminance of the aligned 128x128 face, 8 pixels off each side, then (x - mean) / (std + {identity.EPS:g}) over the
+picture. Output `embedding`: 128 numbers, not normalised; divide by their length. The product of two unit embeddings is from {i["threshold_far_1e2"]} up for one
+in a hundred pairs of strangers, from {i["threshold_far_1e3"]} up for one in a thousand (int8).
+
+It was taught by dlib's descriptor, mostly with news photographs of public people of about 2005: children, dark pictures, faces turned by more
+than 35 degrees and people whom news photographers rarely met are outside of what was measured.
+
+## Verification
+
+{protocol}. False accepts are counted over every pair of two people ({i["pictures"]} pictures).
+
+{report.table(["", "int8", "float", "dlib's descriptor, its teacher"], rows)}
+
+Int8 and float embeddings of one picture: cosine {m["cosine_float_int8"]} on average.
+
+## Training
+
+The first eleven residual blocks of dlib's descriptor with its weights, the stem summed to luminance, a new last layer. Loss: mean squared error to the
+descriptor's centred answer, InfoNCE within the batch, and a softmax with margin over LFW's names (as the paper trains I, by its name). Faces: {learnt};
+{took.get("pictures", "?")} pictures shown. One thread, float32.
+
+## Quantisation
+
+{q["scheme"]}. Weights {q["weights"]}; activations {q["activations"]}; {q["calibration"]}. Float: {q["float_parts"]}. `model.tflite` holds the same integers and scales.
+
+## Data and licences
+
+{report.table(["source", "licence", "use"], [[s["source"], s["licence"], s["use"]] for s in sources])}
+
+{BIOMETRIC}
+
+## Made by
+
+`{report.RUN} faces`, `{report.RUN} train identity`, `{report.RUN} quantize identity`, `{command}`, `{report.RUN} report identity`.
+"""
+    return document, card
+
+
+def makeup_documents(folder: Path, version: str, m: dict, q: dict, report) -> tuple[dict, str]:
+    r, photographs = m["renders"], m["photographs"]
+    f, i = r["float"], r["int8"]
+    command = f"{report.RUN} evaluate makeup"
+    protocol = f"{r['faces']} rendered faces of {r['people']} people left out of training, random styles, the right answer known"
+    sources = _sources(
+        ("MakeHuman", "CC0 1.0", "renders: training, calibration, measurement"),
+        ("VALID avatars", "MIT", "renders: training, calibration, measurement"),
+        ("SFHQ", "MIT", "training, calibration"),
+        ("webmorphR.stim London and Canada", "CC BY 4.0", "training, calibration, measurement"),
+        ("face-api.js 68-point landmarks", "MIT", "where lips, eyes and brows are, when make-up is painted"),
+    )
+    names = {
+        "apply_gain_db": ("applied: gain over the bare face, inside what is made up", "dB"),
+        "bare_gain_db": ("bared: gain over the made-up face, inside", "dB"),
+        "apply_outside": ("applied: change outside", "grey levels"),
+        "bare_outside": ("bared: change outside", "grey levels"),
+        "back_db": ("bared after applied, against the bare face", "dB"),
+        "bare_stays_db": ("a bare face bared, against itself", "dB"),
+    }
+    blank = {"shape": [1, 3, 128, 128], "colour": "rgb", "normalisation": "none"}
+    document = _document(
+        "makeup", version, "makeup", "MIT", folder, q,
+        inputs=[_picture(n, **blank) for n in ("face", "reference")],
+        outputs=[{"name": n, "shape": [1, 3, 128, 128]} for n in ("applied", "bare")],
+        accuracy=[
+            {"dataset": "renders", "protocol": protocol, "metric": text, "float": f[k], "int8": i[k], "unit": unit, "command": command}
+            for k, (text, unit) in names.items()
+        ],
+        provenance=sources,
+    )  # fmt: skip
+    rows = [[f"{text}, {unit}", i[k], f[k]] for k, (text, unit) in names.items()]
+    colour = [[layer, i["ciede2000"][layer]["mean"], i["ciede2000"][layer]["of_the_bare_face"]] for layer in ("lips", "shadow")]
+    groups = [[g, v] for g, v in i["skin_shift_by_group"].items()]
+    kept = ""
+    if "distance_made_up" in photographs:
+        kept = f"""dlib's descriptor, which took no part in training, sees {report.percent(photographs["one_person"])} of the made-up faces as the same person (distance below
+0.6; {photographs["distance_made_up"]} on average, {photographs["distance_crop_jitter"]} between two crops of one picture; similarity {photographs["similarity_of_jitters"]} of that between the crops)."""
+    counts = ", ".join(f"{n} {k}" for k, n in m["faces"].items())
+    card = f"""# makeup
+
+Puts the make-up of a reference on a face, and takes make-up off: *PairedCycleGAN* (CVPR 2018). {q["mmac"]} MMAC for both nets together.
+
+## Purpose and limits
+
+Inputs `face` and `reference` [1, 3, 128, 128]: aligned RGB faces, 0..255. Outputs: `applied` and `bare`, what to add to `face`, in grey levels; a strength between 0
+and 1 is a factor on them. `bare` does not depend on `reference`.
+
+It knows lipstick, eye shadow, eye liner, blush, darkened brows and foundation, as they are painted by `visaged_training/cosmetics.py`: soft, even, symmetric. It does
+not know face paint, glitter, lashes, tattoos, stage make-up, nor make-up on faces turned by more than 35 degrees. A reference in coloured light gives its
+colours with that light. What people wear in real photographs was not known when it was trained, so `bare` takes off painted make-up better than real.
+
+## Measured on renders
+
+{protocol}. Inside: where a layer covers at least a tenth.
+
+{report.table(["", "int8", "float"], rows)}
+
+Colour of the result against the right answer (mean colour of the region, CIEDE2000):
+
+{report.table(["region", "applied", "without applying"], colour)}
+
+Shift of the skin's mean colour against the right answer, by the ancestry that VALID gives its heads (CIEDE2000):
+
+{report.table(["group", "shift"], groups)}
+
+Int8 against float: {r["float_int8_db"]["apply"]} dB (applied), {r["float_int8_db"]["bare"]} dB (bare).
+
+## On photographs
+
+{photographs["faces"]} pictures of London people left out of training, wearing the styles of rendered references. A face as it came, bared: {photographs["bare_stays_db"]} dB against
+itself. {kept}
+
+## What is the paper's, and what is not
+
+The paper's: G(source, reference), F(source), F(G(x, y)) = x, a judge of (reference, result) pairs. Ours: both nets give a delta image; make-up is painted on faces
+whose light and layers are known, so that the right answer is known for every source and style, and no pair has to be warped; the paper's judges of single faces and
+its separate nets for eyes, lips and skin are left out.
+
+## Training
+
+Faces: {counts} ({report.percent(0.6, 0)} of each step rendered). {m.get("training", {}).get("pictures", "?")} pictures shown. One thread, float32.
+
+## Quantisation
+
+{q["scheme"]}. Weights {q["weights"]}; activations {q["activations"]}; {q["calibration"]}. Float: {q["float_parts"]}. `model.tflite` holds the same integers and scales.
+
+## Data and licences
+
+{report.table(["source", "licence", "use"], [[s["source"], s["licence"], s["use"]] for s in sources])}
+
+{SYNTHETIC}
+
+## Made by
+
+`{report.RUN} cosmetics`, `{report.RUN} train makeup`, `{report.RUN} quantize makeup`, `{command}`, `{report.RUN} report makeup`.
+"""
+    return document, card
