@@ -1,7 +1,8 @@
 //! How fast whole networks run: on one core, how near to what the processor can do, where the time goes, and what a second thread gains.
 //!
-//!     cargo run --release -p visaged-int8 --example networks [-- [avx2|...] [part of a network's name]]
+//!     cargo run --release -p visaged-int8 --example networks [-- [avx2|...] [each] [part of a network's name]]
 //!
+//! With `each` every layer's time, otherwise those of layers of a kind together.
 //! One and two threads take turns and the best of many runs counts: a busy machine only ever makes them slower.
 
 use std::num::NonZeroUsize;
@@ -16,7 +17,7 @@ use visaged_int8::{Network, Plan, RunError, peak};
 type Failure = Box<dyn std::error::Error>;
 
 /// Runs of each way.
-const ROUNDS: usize = 60;
+const ROUNDS: usize = 200;
 
 /// A network in the making: convolutions with a ReLU, one behind the other, with weights as trained layers have them.
 struct Chain {
@@ -134,7 +135,7 @@ fn once(network: &mut Network, input: &[f32], outputs: &mut Vec<Vec<f32>>) -> Re
     Ok(start.elapsed().as_secs_f64())
 }
 
-fn report(name: &str, graph: &Graph, isa: Isa, peak: Option<f64>) -> Result<(), Failure> {
+fn report(name: &str, graph: &Graph, isa: Isa, peak: Option<f64>, each: bool) -> Result<(), Failure> {
     let plan = Plan::new(graph, isa);
     let input: Vec<f32> =
         plan.inputs().flat_map(|port| (0..port.shape.len()).map(|i| (i % 255) as f32 / 128.0 - 1.0)).collect();
@@ -162,6 +163,25 @@ fn report(name: &str, graph: &Graph, isa: Isa, peak: Option<f64>) -> Result<(), 
         best[1] * 1e3,
         best[0] / best[1]
     );
+    if each {
+        for (layer, time) in plan.layers().iter().zip(&least) {
+            let (input, output, seconds) = (layer.input, layer.output, *time as f64 * 1e-9);
+            let rate = layer.multiply_accumulates as f64 / seconds;
+            println!(
+                "    {:<10} {}x{} s{} {:>4} ->{:>4} @{:>3}x{:<3} {:.4} ms {:>5.1} %",
+                layer.kind,
+                layer.kernel.0,
+                layer.kernel.1,
+                layer.stride.0,
+                input.channels,
+                output.channels,
+                output.height,
+                output.width,
+                seconds * 1e3,
+                peak.map_or(0.0, |peak| rate / peak * 1e-7)
+            );
+        }
+    }
     let mut kinds: Vec<(String, f64)> = Vec::new();
     for (i, time) in least.iter().enumerate() {
         let kind = plan.layers().get(i).map_or("floats in and out".into(), |layer| {
@@ -181,10 +201,11 @@ fn report(name: &str, graph: &Graph, isa: Isa, peak: Option<f64>) -> Result<(), 
 
 fn main() -> Result<(), Failure> {
     let mut isa = Isa::best();
-    let mut part = String::new();
+    let (mut part, mut each) = (String::new(), false);
     for argument in std::env::args().skip(1) {
         match argument.parse() {
             Ok(named) => isa = named,
+            Err(_) if argument == "each" => each = true,
             Err(_) => part = argument,
         }
     }
@@ -202,7 +223,7 @@ fn main() -> Result<(), Failure> {
         ("detector's trunk, 320x256", detector()?),
     ];
     for (name, graph) in networks.iter().filter(|(name, _)| name.contains(&part)) {
-        report(name, graph, isa, peak)?;
+        report(name, graph, isa, peak, each)?;
     }
     Ok(())
 }

@@ -363,6 +363,30 @@ fn within(at: usize, kernel: usize, stride: usize, before: usize, n: usize) -> R
     start..end.max(start)
 }
 
+/// Bytes of a vector of the narrowest set.
+const PIECE: usize = 16;
+
+/// The largest of four bytes, `channels` of them, at least [`PIECE`].
+///
+/// # Safety
+/// So many bytes can be read at each of `from` and written at `to`, which overlaps none of them.
+#[inline(always)]
+unsafe fn largest(from: [*const u8; 4], to: *mut u8, channels: usize) {
+    for at in (0..channels).step_by(PIECE) {
+        // The last piece begins early enough to be a whole one.
+        let at = at.min(channels - PIECE);
+        // SAFETY: a piece within the channels.
+        unsafe {
+            let [a, b, c, d] = from.map(|from| from.add(at).cast::<[u8; PIECE]>().read_unaligned());
+            let mut most = [0; PIECE];
+            for i in 0..PIECE {
+                most[i] = a[i].max(b[i]).max(c[i].max(d[i]));
+            }
+            to.add(at).cast::<[u8; PIECE]>().write_unaligned(most);
+        }
+    }
+}
+
 #[inline(always)]
 unsafe fn max_pool(memory: Memory, window: Window, from: Picture, to: Picture, rows: Range<usize>) {
     let channels = to.shape.channels;
@@ -370,6 +394,17 @@ unsafe fn max_pool(memory: Memory, window: Window, from: Picture, to: Picture, r
         let ys = within(y, window.kernel.0, window.stride.0, window.padding.top, from.shape.height);
         for x in 0..to.shape.width {
             let xs = within(x, window.kernel.1, window.stride.1, window.padding.left, from.shape.width);
+            if channels >= PIECE && (ys.len(), xs.len()) == (2, 2) {
+                // SAFETY: pixels within the picture, and one of this step's output.
+                unsafe {
+                    let pixel = |row, column| memory.bytes.add(from.view.at(row, column)).cast_const();
+                    let (above, below) = (pixel(ys.start, xs.start), pixel(ys.start + 1, xs.start));
+                    let step = from.view.pixel;
+                    let four = [above, above.add(step), below, below.add(step)];
+                    largest(four, memory.bytes.add(to.view.at(y, x)), channels);
+                }
+                continue;
+            }
             // SAFETY: a pixel of this step's output.
             let out = unsafe { output(memory, to.view.at(y, x), channels) };
             let mut first = true;
@@ -672,10 +707,39 @@ pub(crate) unsafe fn quantise_rows(
     floats: &[f32],
     scratch: &mut Scratch,
 ) {
-    let Shape { height, width, channels } = to.shape;
     let (zero_point, scale) = (i32::from(to.quant.zero_point()), to.quant.scale());
     let (low, high) = (-zero_point as f32, (255 - zero_point) as f32);
-    let quantise = |x: f32| byte(x / scale, low, high, zero_point);
+    let inverse = 1.0 / scale;
+    // SAFETY: the caller vouches.
+    unsafe {
+        // To divide by a power of two or to multiply by the other one is the same, and takes half the time.
+        if is_power_of_two(scale) && is_power_of_two(inverse) {
+            write_rows(memory, to, rows, order, floats, scratch, |x| byte(x * inverse, low, high, zero_point));
+        } else {
+            write_rows(memory, to, rows, order, floats, scratch, |x| byte(x / scale, low, high, zero_point));
+        }
+    }
+}
+
+fn is_power_of_two(x: f32) -> bool {
+    x.is_normal() && x.to_bits().trailing_zeros() >= f32::MANTISSA_DIGITS - 1
+}
+
+/// Writes rows of real numbers as the bytes that `quantise` makes of them.
+///
+/// # Safety
+/// As [`quantise_rows`].
+#[inline(always)]
+unsafe fn write_rows(
+    memory: Memory,
+    to: Picture,
+    rows: Range<usize>,
+    order: Order,
+    floats: &[f32],
+    scratch: &mut Scratch,
+    quantise: impl Fn(f32) -> u8,
+) {
+    let Shape { height, width, channels } = to.shape;
     if order == Order::ChannelsLast || channels == 1 {
         for y in rows {
             let row = &floats[y * width * channels..][..width * channels];
@@ -796,6 +860,31 @@ mod tests {
             for i in 0..rows * columns {
                 assert_eq!(to[i % columns * rows + i / columns], from[i], "{rows} x {columns}");
             }
+        }
+    }
+
+    #[test]
+    fn multiplying_by_one_over_a_power_of_two_is_dividing() {
+        for exponent in -126..=126 {
+            let scale = 2.0_f32.powi(exponent);
+            assert!(is_power_of_two(scale) && is_power_of_two(1.0 / scale));
+            for x in (0..=u32::MAX).step_by(0x10_3217).map(f32::from_bits).filter(|x| !x.is_nan()) {
+                assert_eq!((x * (1.0 / scale)).to_bits(), (x / scale).to_bits(), "{x} by {scale}");
+            }
+        }
+        assert!(![0.0, 0.75, 1.0 / 255.0, 1e-40, f32::INFINITY].into_iter().any(is_power_of_two));
+    }
+
+    #[test]
+    fn the_largest_of_four_is_that_of_each_channel() {
+        for channels in [16, 17, 24, 31, 32, 40, 64] {
+            let from: [Vec<u8>; 4] =
+                std::array::from_fn(|i| (0..channels).map(|c| ((c * 37 + i * 101) * 73 % 251) as u8).collect());
+            let mut to = vec![0; channels];
+            // SAFETY: all of them have so many bytes.
+            unsafe { largest(std::array::from_fn(|i| from[i].as_ptr()), to.as_mut_ptr(), channels) };
+            let expected: Vec<u8> = (0..channels).map(|c| from.iter().map(|from| from[c]).max().unwrap_or(0)).collect();
+            assert_eq!(to, expected);
         }
     }
 

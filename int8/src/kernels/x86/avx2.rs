@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::lanes256::{One, Product, Taps, Two};
+use super::lanes256::{Four, One, Product, Taps, Two};
 use super::{Diet, Simd, Work};
 
 /// AVX2 without FMA.
@@ -14,6 +14,7 @@ impl Simd for Avx2 {
     type Half = One<Self>;
     type PairedWhole = Two<Pairs>;
     type PairedHalf = One<Pairs>;
+    type PairedDouble = Four<Pairs>;
     type Wide = Taps<Self>;
     type Pair = Taps<Self>;
     type WideByTwo = Taps<ByTwo>;
@@ -73,7 +74,7 @@ pub(super) struct Pairs;
 
 impl Product for Pairs {
     const DIET: Diet = Diet::Pairs;
-    const WHOLE_TILE: usize = 5;
+    const WHOLE_TILE: usize = 6;
     const HALF_TILE: usize = 8;
     const TAPS: usize = 4;
     const SATURATES: bool = true;
@@ -85,10 +86,38 @@ impl Product for Pairs {
     }
 
     #[inline(always)]
+    unsafe fn dense_at<const AT: usize>(sums: __m256i, input: __m256i, weights: *const u8) -> __m256i {
+        // SAFETY: 32 bytes of weights, by the contract; no pair saturates.
+        unsafe { Avx2::dense(sums, products_at::<AT>(input, weights), _mm256_set1_epi16(1)) }
+    }
+
+    #[inline(always)]
     unsafe fn bytes(sums: __m256i, quads: __m256i, weights: __m256i) -> __m256i {
         // SAFETY: arithmetic only; no pair saturates.
         unsafe { Avx2::bytes(sums, quads, weights) }
     }
+}
+
+/// `vpmaddubsw` with weights from memory. The compiler would keep in registers what several pixels multiply by, and then has too few for the sums.
+///
+/// # Safety
+/// The processor has AVX2; 32 aligned bytes can be read `AT` bytes behind `weights`.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn products_at<const AT: usize>(input: __m256i, weights: *const u8) -> __m256i {
+    let products;
+    // SAFETY: reads what this function's contract names, and touches nothing else.
+    unsafe {
+        std::arch::asm!(
+            "vpmaddubsw {products}, {input}, ymmword ptr [{weights} + {at}]",
+            products = lateout(ymm_reg) products,
+            input = in(ymm_reg) input,
+            weights = in(reg) weights,
+            at = const AT,
+            options(pure, readonly, nostack, preserves_flags),
+        );
+    }
+    products
 }
 
 /// Depthwise layers of any weights: two taps as 16-bit integers.

@@ -16,6 +16,7 @@ impl Simd for Avx512Vnni {
     type Half = One<Self>;
     type PairedWhole = Self::Whole;
     type PairedHalf = Self::Half;
+    type PairedDouble = Self::Whole;
     type Wide = Taps512;
     type Pair = Taps<Self>;
     type WideByTwo = Self::Wide;
@@ -83,7 +84,7 @@ impl Lanes for Sixteen {
     type Input = __m512i;
 
     const CHANNELS: usize = BLOCK;
-    const ORDER: [usize; BLOCK] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+    const ORDER: &'static [usize] = &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
     const TILE: usize = 24;
     const BLOCKS: usize = 4;
     const DIET: Diet = Diet::Quads;
@@ -113,7 +114,7 @@ impl Lanes for Sixteen {
     }
 
     #[inline(always)]
-    unsafe fn store(rounded: __m512i, bounds: &Bounds, to: *mut u8, count: usize) {
+    unsafe fn store<const NATURAL: bool>(rounded: __m512i, bounds: &Bounds, to: *mut u8, count: usize) {
         // SAFETY: `count` bytes can be written, by the contract; masked lanes are not.
         unsafe {
             let value = _mm512_add_epi32(rounded, _mm512_load_si512(bounds.wide_zero.as_ptr().cast()));

@@ -14,6 +14,7 @@ impl Simd for AvxVnni {
     type Half = One<Self>;
     type PairedWhole = Self::Whole;
     type PairedHalf = Self::Half;
+    type PairedDouble = Self::Whole;
     type Wide = Taps<Self>;
     type Pair = Taps<Self>;
     type WideByTwo = Self::Wide;

@@ -12,25 +12,50 @@ use super::{Diet, Lanes, Simd, Work, pairs};
 /// Most pixels of a tile.
 const PIXELS: usize = 12;
 
-/// Whether a layer is faster in safe pairs than widened: pairs that have to be taken apart cost steps of their own.
-pub(super) fn pays_in_pairs(spec: &DenseSpec) -> bool {
-    let (quads, steps) = pairs::cost(spec);
-    steps * 100 <= quads * 112
+/// Channels that are computed together where they pair alike.
+const DOUBLE: usize = 2 * BLOCK;
+
+/// How a layer's input bytes meet in safe pairs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pairing {
+    /// Each block of 16 channels has pairs of its own.
+    Blocks,
+    /// Two blocks have pairs together, where there are two.
+    Doubles,
+}
+
+impl Pairing {
+    /// Which way is fastest; `None` where widening is. Pairs that have to be taken apart cost steps of their own, and what is safe for more
+    /// channels is rarer.
+    pub(super) fn of(spec: &DenseSpec) -> Option<Self> {
+        let doubles = spec.channels / DOUBLE * DOUBLE;
+        let of_blocks =
+            |from: usize, to| (from..to).step_by(BLOCK).map(|first| pairs::count(spec, first, BLOCK)).sum::<usize>();
+        let (front, back) = (of_blocks(0, doubles), of_blocks(doubles, spec.channels));
+        let together = (0..doubles).step_by(DOUBLE).map(|first| 2 * pairs::count(spec, first, DOUBLE)).sum::<usize>();
+        let quads = spec.channels.div_ceil(BLOCK) * spec.runs.len() * spec.quads;
+        if doubles > 0 && together * 100 <= front * 108 && (together + back) * 100 <= quads * 118 {
+            return Some(Self::Doubles);
+        }
+        ((front + back) * 100 <= quads * 112).then_some(Self::Blocks)
+    }
 }
 
 /// A packed layer.
 #[derive(Debug)]
-pub(super) struct Dense<S, W, H> {
+pub(super) struct Dense<S, W, H, D = W> {
     grid: Grid,
     strips: Strips,
     /// Bytes of input that one run takes.
     length: usize,
-    /// Blocks of 16 channels.
+    /// Blocks of 32 channels, where `D` is of so many.
+    double: Packing,
+    /// Blocks of 16 channels, behind them.
     whole: Packing,
     /// At most one block of up to 8, behind them.
     half: Packing,
     finish: Finish,
-    of: PhantomData<(S, W, H)>,
+    of: PhantomData<(S, W, H, D)>,
 }
 
 /// Blocks of one kind of [`Lanes`].
@@ -120,7 +145,7 @@ impl Packing {
     }
 }
 
-impl<S: Simd, W: Lanes, H: Lanes> Dense<S, W, H> {
+impl<S: Simd, W: Lanes, H: Lanes, D: Lanes> Dense<S, W, H, D> {
     const WIDEN: bool = matches!(W::DIET, Diet::Wide);
 
     pub(super) fn new(spec: DenseSpec) -> Self {
@@ -128,11 +153,13 @@ impl<S: Simd, W: Lanes, H: Lanes> Dense<S, W, H> {
         // The last block is a half one where that holds the rest.
         let rest = spec.channels % BLOCK;
         let half = if rest <= 8 { rest } else { 0 };
+        let doubles = if D::CHANNELS == DOUBLE { spec.channels / DOUBLE * DOUBLE } else { 0 };
         let finish = Finish::new(spec.post.clone());
         Self {
             grid: spec.grid,
             length: spec.quads * QUAD * if Self::WIDEN { 2 } else { 1 },
-            whole: Packing::new::<W>(&spec, &strips, &finish, 0, spec.channels - half),
+            double: Packing::new::<D>(&spec, &strips, &finish, 0, doubles),
+            whole: Packing::new::<W>(&spec, &strips, &finish, doubles, spec.channels - half - doubles),
             half: Packing::new::<H>(&spec, &strips, &finish, spec.channels - half, half),
             strips,
             finish,
@@ -188,6 +215,12 @@ impl<S: Simd, W: Lanes, H: Lanes> Dense<S, W, H> {
     /// # Safety
     /// As for [`Dense::row`].
     unsafe fn rows(&self, lines: &[Line]) {
+        for channel in (0..self.double.channels).step_by(D::CHANNELS) {
+            for &line in lines {
+                // SAFETY: by this function's contract.
+                unsafe { self.row::<D, 1>(&self.double, channel, line) };
+            }
+        }
         let mut channel = 0;
         while channel < self.whole.channels {
             let blocks = (self.whole.channels - channel).div_ceil(BLOCK).min(W::BLOCKS);
@@ -213,7 +246,7 @@ impl<S: Simd, W: Lanes, H: Lanes> Dense<S, W, H> {
     }
 }
 
-impl<S: Simd, W: Lanes, H: Lanes> Layer for Dense<S, W, H> {
+impl<S: Simd, W: Lanes, H: Lanes, D: Lanes> Layer for Dense<S, W, H, D> {
     unsafe fn run(&self, memory: Memory, area: Area, scratch: &mut Scratch) {
         debug_assert!(!Self::WIDEN || scratch.len() >= self.scratch());
         let scratch = scratch.as_mut_ptr();
@@ -339,6 +372,16 @@ impl Row<'_> {
     }
 }
 
+/// The same address, of which the compiler does not know how it was made. It would keep an address for each pixel, in memory for lack of
+/// registers, where all of them are few steps from one.
+#[inline(always)]
+#[expect(clippy::pointers_in_nomem_asm_block, reason = "the pointer passes through, nothing is read by it")]
+fn apart(mut address: *const u8) -> *const u8 {
+    // SAFETY: does nothing.
+    unsafe { std::arch::asm!("/* {} */", inout(reg) address, options(pure, nomem, nostack, preserves_flags)) };
+    address
+}
+
 /// Tiles side by side.
 struct Tiles<'a, L, const PIXELS: usize, const BLOCKS: usize, const WAY: u8>(Row<'a>, usize, PhantomData<L>);
 
@@ -366,34 +409,59 @@ impl Row<'_> {
     /// As for [`Dense::row`].
     #[inline(always)]
     unsafe fn tile<L: Lanes, const PIXELS: usize, const BLOCKS: usize, const WAY: u8>(&self) {
-        let mut sums: [[L::Sums; BLOCKS]; PIXELS] = [std::array::from_fn(|block| {
-            // SAFETY: there is a bias for each lane of each block.
-            unsafe { L::load(self.bias.add(block * L::CHANNELS)) }
-        }); PIXELS];
+        // SAFETY: there is a bias for each lane of each block.
+        let bias = |block: usize| unsafe { L::load(self.bias.add(block * L::CHANNELS)) };
+        let mut biases = [bias(0); BLOCKS];
+        for (block, sums) in biases.iter_mut().enumerate().skip(1) {
+            *sums = bias(block);
+        }
+        let mut sums = [biases; PIXELS];
         let mut weights = self.weights;
-        let pixels: [*const u8; PIXELS] = std::array::from_fn(|pixel| self.input.wrapping_add(pixel * self.input_step));
-        for (start, &begin) in self.starts.iter().enumerate() {
-            let length = if L::DIET == Diet::Pairs { 4 } else { self.length };
-            let mut at = begin;
-            while at < begin + length {
-                // SAFETY: each quad of each run is within the input, by the task's invariant, windows are within its slack, and
-                // each step has its weights and its shuffle.
-                unsafe {
-                    for (pixel, sums) in pixels.iter().zip(&mut sums) {
-                        let input = L::input(pixel.add(at), self.shuffles.add(start));
-                        for (block, sums) in sums.iter_mut().enumerate() {
-                            *sums = L::dot(*sums, input, weights.add(block * self.block));
-                        }
+        let mut step = |at: usize, shuffle: *const u32| {
+            // SAFETY: each quad of each run is within the input, by the task's invariant, windows are within its slack, and
+            // each step has its weights and its shuffle.
+            unsafe {
+                let first = apart(self.input.add(at));
+                for (pixel, sums) in sums.iter_mut().enumerate() {
+                    let input = L::input(first.add(pixel * self.input_step), shuffle);
+                    for (block, sums) in sums.iter_mut().enumerate() {
+                        *sums = L::dot(*sums, input, weights.add(block * self.block));
                     }
-                    weights = weights.add(L::CHANNELS * 4);
                 }
-                at += 4;
+                weights = weights.add(L::CHANNELS * 4);
+            }
+        };
+        for (i, &begin) in self.starts.iter().enumerate() {
+            if L::DIET == Diet::Pairs {
+                step(begin, self.shuffles.wrapping_add(i));
+                continue;
+            }
+            for at in (begin..begin + self.length).step_by(4) {
+                step(at, self.shuffles);
             }
         }
+        // SAFETY: the pixels' outputs exist and are this task's.
+        unsafe {
+            match self.finish.bounds.natural {
+                true => self.put_all::<L, PIXELS, BLOCKS, WAY, true>(&sums),
+                false => self.put_all::<L, PIXELS, BLOCKS, WAY, false>(&sums),
+            }
+        }
+    }
+
+    /// Finishes and writes a tile.
+    ///
+    /// # Safety
+    /// As for [`Dense::row`]; `NATURAL` only where [`Bounds::natural`](finish::Bounds::natural) is.
+    #[inline(always)]
+    unsafe fn put_all<L: Lanes, const PIXELS: usize, const BLOCKS: usize, const WAY: u8, const NATURAL: bool>(
+        &self,
+        sums: &[[L::Sums; BLOCKS]; PIXELS],
+    ) {
         for (pixel, sums) in sums.iter().enumerate() {
             for (block, &sums) in sums.iter().enumerate() {
                 // SAFETY: the pixel's outputs exist and are this task's.
-                unsafe { self.put::<L, WAY>(sums, block, self.output.add(pixel * self.output_step)) };
+                unsafe { self.put::<L, WAY, NATURAL>(sums, block, self.output.add(pixel * self.output_step)) };
             }
         }
     }
@@ -403,7 +471,7 @@ impl Row<'_> {
     /// # Safety
     /// `output` is where the first block's outputs of the pixel go.
     #[inline(always)]
-    unsafe fn put<L: Lanes, const WAY: u8>(&self, sums: L::Sums, block: usize, output: *mut u8) {
+    unsafe fn put<L: Lanes, const WAY: u8, const NATURAL: bool>(&self, sums: L::Sums, block: usize, output: *mut u8) {
         let first = block * L::CHANNELS;
         let count = self.channels - first;
         // SAFETY: constants exist for each lane of the block, outputs for `count` of its channels.
@@ -417,7 +485,7 @@ impl Row<'_> {
                 SLOPE => L::round::<true>(sums, scale, slope),
                 _ => L::round::<false>(sums, scale, slope),
             };
-            L::store(rounded, &self.finish.bounds, output.add(first), count.min(L::CHANNELS));
+            L::store::<NATURAL>(rounded, &self.finish.bounds, output.add(first), count.min(L::CHANNELS));
         }
     }
 
@@ -428,14 +496,17 @@ impl Row<'_> {
     #[inline(always)]
     unsafe fn put_general<L: Lanes>(&self, sums: L::Sums, first: usize, count: usize, output: *mut u8) {
         let post = &self.finish.post;
-        let mut spilled = [0; BLOCK];
-        let channel = self.channel + first;
-        let (scale, slope) = (post.scale[channel..].as_ptr(), self.finish.slopes[channel..].as_ptr());
+        let mut spilled = [0; DOUBLE];
         // SAFETY: constants are filled up to whole blocks of 16; the outputs are the pixel's.
         unsafe {
             L::spill(sums, spilled.as_mut_ptr());
-            let values = finish::general(post, spilled.as_ptr(), scale, slope);
-            finish::put(post, &values, output.add(first * self.finish.width()), count);
+            for part in (0..count).step_by(BLOCK) {
+                let channel = self.channel + first + part;
+                let (scale, slope) = (post.scale[channel..].as_ptr(), self.finish.slopes[channel..].as_ptr());
+                let values = finish::general(post, spilled.as_ptr().add(part), scale, slope);
+                let output = output.add((first + part) * self.finish.width());
+                finish::put(post, &values, output, (count - part).min(BLOCK));
+            }
         }
     }
 }

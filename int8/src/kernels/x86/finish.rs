@@ -18,6 +18,8 @@ pub(super) struct Bounds {
     pub(super) low: [u8; 32],
     /// Highest byte.
     pub(super) high: [u8; 32],
+    /// Whether packing with saturation does all of it: the zero-point is 0, and every byte is within the bounds.
+    pub(super) natural: bool,
 }
 
 const _: () = {
@@ -36,6 +38,7 @@ impl Bounds {
             wide_zero: [zero_point; 16],
             wide_low: [low; 16],
             wide_high: [high; 16],
+            natural: (zero_point, low, high) == (0, 0, 255),
         }
     }
 }

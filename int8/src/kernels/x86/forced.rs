@@ -14,6 +14,7 @@ use crate::kernels::{Kernels, Layer};
 enum Way {
     Wide,
     Pairs,
+    Doubles,
     Few,
 }
 
@@ -24,6 +25,7 @@ impl<S: Simd> Kernels for Forced<S> {
         match self.1 {
             Way::Few if spec.channels <= few::MOST => Box::new(few::Few::<S>::new(spec)),
             Way::Pairs => Box::new(dense::Dense::<S, S::PairedWhole, S::PairedHalf>::new(spec)),
+            Way::Doubles => Box::new(dense::Dense::<S, S::PairedWhole, S::PairedHalf, S::PairedDouble>::new(spec)),
             Way::Wide | Way::Few => Box::new(dense::Dense::<S, S::Whole, S::Half>::new(spec)),
         }
     }
@@ -35,9 +37,10 @@ impl<S: Simd> Kernels for Forced<S> {
 
 /// The sets that this processor can run.
 pub(in super::super) fn available() -> Vec<(&'static str, &'static dyn Kernels)> {
-    let sets: [(Isa, &str, &dyn Kernels); 10] = [
+    let sets: [(Isa, &str, &dyn Kernels); 11] = [
         (Isa::Avx2, "avx2, always wide", &Forced(Avx2, Way::Wide)),
         (Isa::Avx2, "avx2, always in pairs", &Forced(Avx2, Way::Pairs)),
+        (Isa::Avx2, "avx2, always in pairs, of 32 channels where there are as many", &Forced(Avx2, Way::Doubles)),
         (Isa::Avx2, "avx2, always few", &Forced(Avx2, Way::Few)),
         (Isa::Avx2, "model of avx-vnni", &X86(Model256)),
         (Isa::Avx2, "model of avx-vnni, always few", &Forced(Model256, Way::Few)),
@@ -59,6 +62,7 @@ impl Simd for Vl256 {
     type Half = One<Self>;
     type PairedWhole = Self::Whole;
     type PairedHalf = Self::Half;
+    type PairedDouble = Self::Whole;
     type Wide = Taps<Self>;
     type Pair = Taps<Self>;
     type WideByTwo = Self::Wide;

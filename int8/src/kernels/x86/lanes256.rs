@@ -25,6 +25,12 @@ pub(super) trait Product: std::fmt::Debug + Send + Sync + 'static {
 
     /// Adds the products of a dense layer: pairs of 16-bit integers, or quads of bytes.
     unsafe fn dense(sums: __m256i, input: __m256i, weights: __m256i) -> __m256i;
+    /// The same, with weights that lie `AT` bytes behind `weights`.
+    #[inline(always)]
+    unsafe fn dense_at<const AT: usize>(sums: __m256i, input: __m256i, weights: *const u8) -> __m256i {
+        // SAFETY: 32 bytes of weights, by the callers' contracts.
+        unsafe { Self::dense(sums, input, _mm256_load_si256(weights.add(AT).cast())) }
+    }
     /// Adds the products of [`Bytes::TAPS`] taps in each lane.
     unsafe fn bytes(sums: __m256i, taps: __m256i, weights: __m256i) -> __m256i;
 }
@@ -49,9 +55,19 @@ unsafe fn input(diet: Diet, from: *const u8, shuffle: *const u32) -> __m256i {
 pub(super) unsafe fn round<const SLOPE: bool>(sums: __m256i, scale: *const f32, slope: *const f32) -> __m256i {
     // SAFETY: 8 scales and slopes can be read, by the callers' contracts.
     unsafe {
-        let value = _mm256_mul_ps(_mm256_cvtepi32_ps(sums), _mm256_loadu_ps(scale));
+        let slope = if SLOPE { _mm256_loadu_ps(slope) } else { _mm256_setzero_ps() };
+        rounded::<SLOPE>(sums, _mm256_loadu_ps(scale), slope)
+    }
+}
+
+/// The same with scales and slopes at hand.
+#[inline(always)]
+pub(super) unsafe fn rounded<const SLOPE: bool>(sums: __m256i, scale: __m256, slope: __m256) -> __m256i {
+    // SAFETY: arithmetic only, compiled for AVX2.
+    unsafe {
+        let value = _mm256_mul_ps(_mm256_cvtepi32_ps(sums), scale);
         let value = match SLOPE {
-            true => _mm256_blendv_ps(value, _mm256_mul_ps(value, _mm256_loadu_ps(slope)), value),
+            true => _mm256_blendv_ps(value, _mm256_mul_ps(value, slope), value),
             false => value,
         };
         _mm256_cvtps_epi32(value)
@@ -70,6 +86,20 @@ unsafe fn store_some(bytes: __m128i, to: *mut u8, count: usize) {
             _mm_storeu_si128(to.cast(), bytes);
             return;
         }
+        store_fewer(&bytes, to, count);
+    }
+}
+
+/// Writes the first `count` of 16 bytes, not all. By itself, so that the loops that end in it are short enough to be unrolled.
+///
+/// # Safety
+/// `count` bytes can be written at `to`.
+#[inline(never)]
+#[target_feature(enable = "avx2")]
+unsafe fn store_fewer(bytes: &__m128i, to: *mut u8, count: usize) {
+    // SAFETY: each piece lies within `count` bytes.
+    unsafe {
+        let bytes = *bytes;
         let (mut rest, mut to) = (bytes, to);
         if count & 8 != 0 {
             _mm_storel_epi64(to.cast(), rest);
@@ -102,15 +132,27 @@ unsafe fn bytes_of(low: __m128i, high: __m128i, bounds: &Bounds) -> __m128i {
 
 /// How the sums of 16 channels lie in two vectors, so that packing brings them into order.
 const TWO_ORDER: [usize; BLOCK] = [0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15];
-/// Eight channels in one vector.
-const ONE_ORDER: [usize; BLOCK] = [0, 1, 2, 3, 4, 5, 6, 7, 0, 0, 0, 0, 0, 0, 0, 0];
+/// How the sums of 32 channels lie in four vectors, likewise.
+#[rustfmt::skip]
+const FOUR_ORDER: [usize; 2 * BLOCK] = [
+    0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23,
+    8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31,
+];
 
 /// Finishing of 16 channels in two vectors, whatever the products.
 #[inline(always)]
-unsafe fn store_two_vectors(rounded: [__m256i; 2], bounds: &Bounds, to: *mut u8, count: usize) {
+unsafe fn store_two_vectors<const NATURAL: bool>(rounded: [__m256i; 2], bounds: &Bounds, to: *mut u8, count: usize) {
     // SAFETY: `count` bytes can be written, by the callers' contracts.
     unsafe {
         let words = _mm256_packs_epi32(rounded[0], rounded[1]);
+        if NATURAL {
+            store_some(
+                _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words)),
+                to,
+                count,
+            );
+            return;
+        }
         let words = _mm256_adds_epi16(words, _mm256_load_si256(bounds.zero.as_ptr().cast()));
         let bytes = bytes_of(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words), bounds);
         store_some(bytes, to, count);
@@ -166,7 +208,7 @@ impl<P: Product> Lanes for Two<P> {
     type Input = __m256i;
 
     const CHANNELS: usize = BLOCK;
-    const ORDER: [usize; BLOCK] = TWO_ORDER;
+    const ORDER: &'static [usize] = &TWO_ORDER;
     const TILE: usize = P::WHOLE_TILE;
     const BLOCKS: usize = 1;
     const DIET: Diet = P::DIET;
@@ -186,12 +228,7 @@ impl<P: Product> Lanes for Two<P> {
     #[inline(always)]
     unsafe fn dot(sums: Self::Sums, input: __m256i, weights: *const u8) -> Self::Sums {
         // SAFETY: 64 bytes of weights, by the contract.
-        unsafe {
-            [
-                P::dense(sums[0], input, _mm256_load_si256(weights.cast())),
-                P::dense(sums[1], input, _mm256_load_si256(weights.add(32).cast())),
-            ]
-        }
+        unsafe { [P::dense_at::<0>(sums[0], input, weights), P::dense_at::<32>(sums[1], input, weights)] }
     }
 
     #[inline(always)]
@@ -201,15 +238,85 @@ impl<P: Product> Lanes for Two<P> {
     }
 
     #[inline(always)]
-    unsafe fn store(rounded: Self::Sums, bounds: &Bounds, to: *mut u8, count: usize) {
+    unsafe fn store<const NATURAL: bool>(rounded: Self::Sums, bounds: &Bounds, to: *mut u8, count: usize) {
         // SAFETY: by the contract.
-        unsafe { store_two_vectors(rounded, bounds, to, count) };
+        unsafe { store_two_vectors::<NATURAL>(rounded, bounds, to, count) };
     }
 
     #[inline(always)]
     unsafe fn spill(sums: Self::Sums, to: *mut i32) {
         // SAFETY: by the contract.
         unsafe { spill_two_vectors(sums, to) };
+    }
+}
+
+/// 32 channels.
+#[derive(Debug)]
+pub(super) struct Four<P>(PhantomData<P>);
+
+impl<P: Product> Lanes for Four<P> {
+    type Sums = [__m256i; 4];
+    type Input = __m256i;
+
+    const CHANNELS: usize = 2 * BLOCK;
+    const ORDER: &'static [usize] = &FOUR_ORDER;
+    const TILE: usize = P::WHOLE_TILE / 2;
+    const BLOCKS: usize = 1;
+    const DIET: Diet = P::DIET;
+
+    #[inline(always)]
+    unsafe fn load(from: *const i32) -> Self::Sums {
+        // SAFETY: 32 values, by the contract.
+        unsafe {
+            let at = |i: usize| _mm256_loadu_si256(from.add(i * 8).cast());
+            [at(0), at(1), at(2), at(3)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn input(from: *const u8, shuffle: *const u32) -> __m256i {
+        // SAFETY: by the contract.
+        unsafe { input(P::DIET, from, shuffle) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot(sums: Self::Sums, input: __m256i, weights: *const u8) -> Self::Sums {
+        // SAFETY: 128 bytes of weights, by the contract.
+        unsafe {
+            [
+                P::dense_at::<0>(sums[0], input, weights),
+                P::dense_at::<32>(sums[1], input, weights),
+                P::dense_at::<64>(sums[2], input, weights),
+                P::dense_at::<96>(sums[3], input, weights),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn round<const SLOPE: bool>(sums: Self::Sums, scale: *const f32, slope: *const f32) -> Self::Sums {
+        // SAFETY: 32 of each, by the contract.
+        unsafe {
+            let at = |i: usize| round::<SLOPE>(sums[i], scale.add(i * 8), slope.add(i * 8));
+            [at(0), at(1), at(2), at(3)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store<const NATURAL: bool>(rounded: Self::Sums, bounds: &Bounds, to: *mut u8, count: usize) {
+        // SAFETY: `count` bytes can be written, by the contract.
+        unsafe {
+            let bytes = if NATURAL { pack_naturally(rounded) } else { pack(rounded, bounds) };
+            match count {
+                32.. => _mm256_storeu_si256(to.cast(), bytes),
+                _ => store_some_of_32(bytes, to, count),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn spill(sums: Self::Sums, to: *mut i32) {
+        // SAFETY: 32 values, by the contract.
+        unsafe { spill_32(sums, to) };
     }
 }
 
@@ -222,7 +329,7 @@ impl<P: Product> Lanes for One<P> {
     type Input = __m256i;
 
     const CHANNELS: usize = 8;
-    const ORDER: [usize; BLOCK] = ONE_ORDER;
+    const ORDER: &'static [usize] = &[0, 1, 2, 3, 4, 5, 6, 7];
     const TILE: usize = P::HALF_TILE;
     const BLOCKS: usize = 1;
     const DIET: Diet = P::DIET;
@@ -252,7 +359,7 @@ impl<P: Product> Lanes for One<P> {
     }
 
     #[inline(always)]
-    unsafe fn store(rounded: __m256i, bounds: &Bounds, to: *mut u8, count: usize) {
+    unsafe fn store<const NATURAL: bool>(rounded: __m256i, bounds: &Bounds, to: *mut u8, count: usize) {
         // SAFETY: by the contract.
         unsafe { store_one_vector(rounded, bounds, to, count) };
     }
@@ -383,9 +490,18 @@ unsafe fn finish<const SLOPE: bool>(
 ) -> __m256i {
     // SAFETY: 32 scales and slopes, by the callers' contracts.
     unsafe {
-        let rounded: [__m256i; 4] =
-            std::array::from_fn(|i| round::<SLOPE>(sums[i], scale.add(i * 8), slope.add(i * 8)));
-        pack(rounded, bounds)
+        let at = |i: usize| round::<SLOPE>(sums[i], scale.add(i * 8), slope.add(i * 8));
+        pack([at(0), at(1), at(2), at(3)], bounds)
+    }
+}
+
+/// Rounded values to bytes in their order where [`Bounds::natural`] is.
+#[inline(always)]
+unsafe fn pack_naturally(rounded: [__m256i; 4]) -> __m256i {
+    // SAFETY: arithmetic only, compiled for AVX2.
+    unsafe {
+        let (low, high) = (_mm256_packs_epi32(rounded[0], rounded[1]), _mm256_packs_epi32(rounded[2], rounded[3]));
+        _mm256_packus_epi16(low, high)
     }
 }
 

@@ -22,7 +22,7 @@ const VECTORS: usize = 64;
 /// The channels in a vector's lanes, as unpacking brings them there: packing brings them back.
 const ORDER: [usize; GROUP] = [0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15];
 /// Pixels whose sums are formed before they are finished.
-const CHUNK: usize = 32;
+const CHUNK: usize = 80;
 /// Input bytes of a row that are gone through before the next: with those of two more rows and the output they stay in the first-level cache.
 const STRIP: usize = 6 * 1024;
 
@@ -191,6 +191,14 @@ struct Row<'a, const STRIDE: usize, const WAY: u8> {
     bounds: &'a Bounds,
 }
 
+/// Of eight channels.
+#[derive(Clone, Copy)]
+struct Constants {
+    bias: __m256i,
+    scale: __m256,
+    slope: __m256,
+}
+
 /// Pairs of bytes of sixteen channels, as 16-bit integers.
 type Pairs = [__m256i; 2];
 
@@ -213,7 +221,10 @@ impl<const STRIDE: usize, const WAY: u8> Row<'_, STRIDE, WAY> {
                 } else {
                     row.spread(count, sums)
                 }
-                row.finish(count, sums);
+                match self.bounds.natural {
+                    true => row.finish::<true>(count, sums),
+                    false => row.finish::<false>(count, sums),
+                }
             }
         }
     }
@@ -255,19 +266,26 @@ impl<const STRIDE: usize, const WAY: u8> Row<'_, STRIDE, WAY> {
     /// A pixel's sums; `ODD` where the third row's pairs begin one column before it.
     #[inline(always)]
     unsafe fn add<const ODD: bool>(&self, upper: [Pairs; 3], third: [Pairs; 2], to: &mut [i32; GROUP]) {
-        let lower = if ODD { 5 } else { 3 };
         for half in 0..2 {
             // SAFETY: constants of the group, sixteen sums.
             unsafe {
                 let weights = self.weights.add(half * 32);
-                let weight = |i: usize| _mm256_load_si256(weights.add(i * VECTORS).cast());
-                let mut sums = _mm256_load_si256(self.bias.add(half * 8).cast());
-                for (i, pairs) in upper.into_iter().enumerate() {
-                    sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs[half], weight(i)));
-                }
-                for (i, pairs) in third.into_iter().enumerate() {
-                    sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs[half], weight(lower + i)));
-                }
+                let sums = _mm256_add_epi32(
+                    products_at::<0>(upper[0][half], weights),
+                    products_at::<VECTORS>(upper[1][half], weights),
+                );
+                let sums = _mm256_add_epi32(sums, products_at::<{ 2 * VECTORS }>(upper[2][half], weights));
+                let (first, second) = match ODD {
+                    false => (
+                        products_at::<{ 3 * VECTORS }>(third[0][half], weights),
+                        products_at::<{ 4 * VECTORS }>(third[1][half], weights),
+                    ),
+                    true => (
+                        products_at::<{ 5 * VECTORS }>(third[0][half], weights),
+                        products_at::<{ 6 * VECTORS }>(third[1][half], weights),
+                    ),
+                };
+                let sums = _mm256_add_epi32(_mm256_add_epi32(sums, first), second);
                 _mm256_storeu_si256(to.as_mut_ptr().add(half * 8).cast(), sums);
             }
         }
@@ -326,38 +344,93 @@ impl<const STRIDE: usize, const WAY: u8> Row<'_, STRIDE, WAY> {
     /// # Safety
     /// As for [`Row::run`].
     #[inline(always)]
-    unsafe fn finish(&self, count: usize, sums: &Sums) {
-        let (twos, rest) = sums.0[..count].as_chunks::<2>();
+    unsafe fn finish<const NATURAL: bool>(&self, count: usize, sums: &Sums) {
         let mut row = *self;
+        // SAFETY: constants of the group.
+        let constants = unsafe { self.constants() };
+        if NATURAL {
+            for sums in &sums.0[..count] {
+                // SAFETY: sixteen bytes belong to the pixel.
+                unsafe {
+                    let words = self.words::<true>(sums, &constants);
+                    let bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+                    _mm_storeu_si128(row.output.cast(), bytes);
+                }
+                row = row.at(1);
+            }
+            return;
+        }
+        let (twos, rest) = sums.0[..count].as_chunks::<2>();
         // SAFETY: sixteen bytes belong to each of the pixels.
         unsafe {
             for [first, second] in twos {
                 let to = [row.output, row.output.wrapping_add(row.output_step)];
-                lanes256::put_two(self.words(first), self.words(second), self.bounds, to);
+                let words = [self.words::<false>(first, &constants), self.words::<false>(second, &constants)];
+                lanes256::put_two(words[0], words[1], self.bounds, to);
                 row = row.at(2);
             }
             if let [last] = rest {
-                let words = self.words(last);
+                let words = self.words::<false>(last, &constants);
                 lanes256::put_two(words, words, self.bounds, [row.output; 2]);
             }
         }
     }
 
+    /// What each half of the channels is finished with.
+    #[inline(always)]
+    unsafe fn constants(&self) -> [Constants; 2] {
+        // SAFETY: constants of the group.
+        let half = |half: usize| unsafe {
+            Constants {
+                bias: _mm256_load_si256(self.bias.add(half * 8).cast()),
+                scale: _mm256_load_ps(self.scale.add(half * 8)),
+                slope: _mm256_load_ps(self.slope.add(half * 8)),
+            }
+        };
+        [half(0), half(1)]
+    }
+
     /// A pixel's outcomes as words, zero-point added.
     #[inline(always)]
-    unsafe fn words(&self, sums: &[i32; GROUP]) -> __m256i {
+    unsafe fn words<const NATURAL: bool>(&self, sums: &[i32; GROUP], constants: &[Constants; 2]) -> __m256i {
         // SAFETY: constants of the group.
         unsafe {
             let part = |half: usize| {
                 let sums = _mm256_loadu_si256(sums.as_ptr().add(half * 8).cast());
-                let (scale, slope) = (self.scale.add(half * 8), self.slope.add(half * 8));
+                let Constants { bias, scale, slope } = constants[half];
+                let sums = _mm256_add_epi32(sums, bias);
                 match WAY {
-                    SLOPE => lanes256::round::<true>(sums, scale, slope),
-                    _ => lanes256::round::<false>(sums, scale, slope),
+                    SLOPE => lanes256::rounded::<true>(sums, scale, slope),
+                    _ => lanes256::rounded::<false>(sums, scale, slope),
                 }
             };
-            let zero = _mm256_load_si256(self.bounds.zero.as_ptr().cast());
-            _mm256_adds_epi16(_mm256_packs_epi32(part(0), part(1)), zero)
+            let words = _mm256_packs_epi32(part(0), part(1));
+            if NATURAL {
+                return words;
+            }
+            _mm256_adds_epi16(words, _mm256_load_si256(self.bounds.zero.as_ptr().cast()))
         }
     }
+}
+
+/// `vpmaddwd` with weights from memory. The compiler would keep in registers what several pixels multiply by, and then has too few for the pairs.
+///
+/// # Safety
+/// The processor has AVX2; 32 aligned bytes can be read `AT` bytes behind `weights`.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn products_at<const AT: usize>(pairs: __m256i, weights: *const u8) -> __m256i {
+    let products;
+    // SAFETY: reads what this function's contract names, and touches nothing else.
+    unsafe {
+        std::arch::asm!(
+            "vpmaddwd {products}, {pairs}, ymmword ptr [{weights} + {at}]",
+            products = lateout(ymm_reg) products,
+            pairs = in(ymm_reg) pairs,
+            weights = in(reg) weights,
+            at = const AT,
+            options(pure, readonly, nostack, preserves_flags),
+        );
+    }
+    products
 }

@@ -30,7 +30,7 @@ pub(crate) use avx_vnni::AvxVnni;
 pub(crate) use avx2::Avx2;
 pub(crate) use avx512::Avx512Vnni;
 
-use super::{BLOCK, DenseSpec, DepthwiseSpec, Kernels, Layer};
+use super::{DenseSpec, DepthwiseSpec, Kernels, Layer};
 use finish::Bounds;
 
 /// The kernels of a set of instructions.
@@ -45,8 +45,16 @@ impl<S: Simd> Kernels for X86<S> {
         if spec.channels <= few::MOST && few::pays::<S>(&spec) {
             return Box::new(few::Few::<S>::new(spec));
         }
-        if S::WIDEN && dense::pays_in_pairs(&spec) {
-            return Box::new(dense::Dense::<S, S::PairedWhole, S::PairedHalf>::new(spec));
+        if S::WIDEN {
+            type Doubles<S> =
+                dense::Dense<S, <S as Simd>::PairedWhole, <S as Simd>::PairedHalf, <S as Simd>::PairedDouble>;
+            match dense::Pairing::of(&spec) {
+                Some(dense::Pairing::Doubles) => return Box::new(Doubles::<S>::new(spec)),
+                Some(dense::Pairing::Blocks) => {
+                    return Box::new(dense::Dense::<S, S::PairedWhole, S::PairedHalf>::new(spec));
+                }
+                None => {}
+            }
         }
         Box::new(dense::Dense::<S, S::Whole, S::Half>::new(spec))
     }
@@ -74,6 +82,8 @@ trait Simd: Copy + Send + Sync + Debug + 'static {
     type PairedWhole: Lanes;
     /// [`Simd::Half`] likewise.
     type PairedHalf: Lanes;
+    /// Sums of 32 output channels of one pixel, likewise.
+    type PairedDouble: Lanes;
     /// Bytes of a depthwise layer, where channels follow one another without end.
     type Wide: Bytes;
     /// The same, 32 bytes: two pixels of 16 channels.
@@ -134,7 +144,7 @@ enum Diet {
     Pairs,
 }
 
-/// The sums of some output channels of one pixel, in one or two vectors.
+/// The sums of some output channels of one pixel, in one, two or four vectors.
 ///
 /// # Safety
 /// As for [`Simd`].
@@ -147,7 +157,7 @@ trait Lanes: Debug + Send + Sync + 'static {
     /// How many channels.
     const CHANNELS: usize;
     /// The channel of each lane.
-    const ORDER: [usize; BLOCK];
+    const ORDER: &'static [usize];
     /// Sums that the registers hold.
     const TILE: usize;
     /// Blocks of channels that are computed together, at most.
@@ -163,9 +173,9 @@ trait Lanes: Debug + Send + Sync + 'static {
     unsafe fn dot(sums: Self::Sums, input: Self::Input, weights: *const u8) -> Self::Sums;
     /// Scales and rounds to integers; `scale` and `slope` in lane order.
     unsafe fn round<const SLOPE: bool>(sums: Self::Sums, scale: *const f32, slope: *const f32) -> Self::Sums;
-    /// Writes rounded values as bytes, `count` of them.
-    unsafe fn store(rounded: Self::Sums, bounds: &Bounds, to: *mut u8, count: usize);
-    /// Writes the sums in channel order: 16 values, of which `CHANNELS` count.
+    /// Writes rounded values as bytes, `count` of them; `NATURAL` only where [`Bounds::natural`] is.
+    unsafe fn store<const NATURAL: bool>(rounded: Self::Sums, bounds: &Bounds, to: *mut u8, count: usize);
+    /// Writes the sums in channel order.
     unsafe fn spill(sums: Self::Sums, to: *mut i32);
 }
 

@@ -31,6 +31,7 @@ macro_rules! model {
             type Half = One<Self>;
             type PairedWhole = $whole;
             type PairedHalf = One<Self>;
+            type PairedDouble = $whole;
             type Wide = $wide;
             type Pair = Taps<Self>;
             type WideByTwo = Self::Wide;
@@ -102,7 +103,7 @@ impl Lanes for Sixteen {
     type Input = __m256i;
 
     const CHANNELS: usize = BLOCK;
-    const ORDER: [usize; BLOCK] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+    const ORDER: &'static [usize] = &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
     const TILE: usize = 24;
     const BLOCKS: usize = 4;
     const DIET: Diet = Diet::Quads;
@@ -135,7 +136,7 @@ impl Lanes for Sixteen {
     }
 
     #[inline(always)]
-    unsafe fn store(rounded: Vector, bounds: &Bounds, to: *mut u8, count: usize) {
+    unsafe fn store<const NATURAL: bool>(rounded: Vector, bounds: &Bounds, to: *mut u8, count: usize) {
         let mut values = [0i32; BLOCK];
         // SAFETY: 16 values here, `count` bytes there, by the contract.
         unsafe {

@@ -5,7 +5,7 @@
 //! within a window of 16 that one shuffle reaches: a matching of the bytes by which every pair is safe, for all channels of a
 //! block, almost always exists for weights that are spread like a bell.
 
-use super::super::{BLOCK, DenseSpec, QUAD};
+use super::super::{DenseSpec, QUAD};
 
 /// Bytes that a shuffle reaches.
 const WINDOW: usize = 16;
@@ -111,9 +111,7 @@ impl Search<'_> {
     }
 }
 
-/// How many quads of bytes a layer has, and how many steps in pairs.
-pub(super) fn cost(spec: &DenseSpec) -> (usize, usize) {
-    let blocks = (0..spec.channels).step_by(BLOCK);
-    let paired = blocks.clone().map(|first| steps(spec, first, spec.channels.min(first + BLOCK)).len()).sum();
-    (blocks.len() * spec.runs.len() * spec.quads, paired)
+/// How many steps in pairs the channels of a block have.
+pub(super) fn count(spec: &DenseSpec, first: usize, channels: usize) -> usize {
+    steps(spec, first, spec.channels.min(first + channels)).len()
 }
