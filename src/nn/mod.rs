@@ -173,6 +173,41 @@ impl Plan {
         Self::of_graph(proto, input_shapes, settings)
     }
 
+    /// As [`Plan::prepare`], of the part of the graph that `outputs` need, which become the plan's outputs in this order: what serves
+    /// none of them costs nothing. `inputs` are shapes by name; those that the part does not take are passed over, so that
+    /// [`Plan::inputs`] may be fewer.
+    ///
+    /// # Errors
+    /// As [`Plan::prepare`], and where the graph lacks one of `outputs`, or takes an input that is not in `inputs`.
+    pub fn prepare_part(
+        model: &[u8],
+        inputs: &[(&str, &[usize])],
+        outputs: &[&str],
+        settings: impl Into<Settings>,
+    ) -> Result<Self, NnError> {
+        let settings = settings.into();
+        let fail = |message: String| NnError::Engine { engine: settings.engine.name(), message };
+        let proto = tract::read(model).map_err(|error| fail(format!("{error:#}")))?;
+        Self::part_of_graph(proto, inputs, outputs, settings)
+    }
+
+    /// As [`Plan::prepare_part`], of the file's messages.
+    pub(crate) fn part_of_graph(
+        mut proto: ModelProto,
+        inputs: &[(&str, &[usize])],
+        outputs: &[&str],
+        settings: Settings,
+    ) -> Result<Self, NnError> {
+        let fail = |message: String| NnError::Engine { engine: settings.engine.name(), message };
+        lower::prune(&mut proto, outputs).map_err(|error| fail(error.to_string()))?;
+        let shapes = tract::input_names(&proto).into_iter().map(|name| {
+            let given = inputs.iter().find(|(known, _)| *known == name);
+            given.map(|(_, shape)| *shape).ok_or_else(|| fail(format!("the graph takes an input {name} besides")))
+        });
+        let shapes = shapes.collect::<Result<Vec<_>, _>>()?;
+        Self::of_graph(proto, &shapes, settings)
+    }
+
     /// As [`Plan::prepare`], of the file's messages.
     pub(crate) fn of_graph(proto: ModelProto, input_shapes: &[&[usize]], settings: Settings) -> Result<Self, NnError> {
         let engine = settings.engine;

@@ -267,3 +267,88 @@ fn an_input_of_another_length_is_refused_by_name_whether_or_not_anything_is_left
         assert!(network.run(&[], &mut Vec::new()).is_err());
     }
 }
+
+/// A graph in which each node takes one or two of those before it, and every last one is an output.
+fn branching(choices: &[(usize, usize, u8)]) -> (tract_onnx::pb::ModelProto, Vec<String>) {
+    let mut net = Net::default();
+    let mut made: Vec<String> = ["x", "y"].iter().map(|name| net.input(name, &[1, 4, 8, 8])).collect();
+    for name in &mut made {
+        *name = net.pair(name, 0.02, 128);
+    }
+    let mut taken = vec![true; 2];
+    for (i, (a, b, kind)) in choices.iter().enumerate() {
+        let (a, b) = (a % made.len(), b % made.len());
+        let out = match kind % 3 {
+            0 => net.conv(&made[a].clone(), &format!("t{i}"), (4, 4)),
+            1 => net.node("Relu", &[&made[a].clone()], &format!("t{i}"), vec![]),
+            _ => {
+                taken[b] = true;
+                net.node("Add", &[&made[a].clone(), &made[b].clone()], &format!("t{i}"), vec![])
+            }
+        };
+        taken[a] = true;
+        made.push(net.pair(&out, 0.03 + 0.01 * i as f32, 120));
+        taken.push(false);
+    }
+    let outputs: Vec<String> =
+        made.iter().zip(&taken).filter(|(_, taken)| !**taken).map(|(name, _)| name.clone()).collect();
+    outputs.iter().for_each(|name| net.output(name));
+    (net.model(), outputs)
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn a_part_of_a_graph_gives_the_same_bits_as_the_whole_and_takes_only_what_it_needs(
+        choices in proptest::collection::vec((0_usize..64, 0_usize..64, 0_u8..3), 2..9),
+        pick in 0_usize..64,
+    ) {
+        let (proto, outputs) = branching(&choices);
+        let shape: &[usize] = &[1, 4, 8, 8];
+        let wave = |step: f32| (0..256).map(|i| (i as f32 * step).sin() * 2.5).collect::<Vec<f32>>();
+        let values = [("x", wave(0.7)), ("y", wave(0.31))];
+        let whole = Plan::of_graph(proto.clone(), &[shape, shape], Engine::Int8.into()).unwrap();
+        let all = run(&whole, &[&values[0].1, &values[1].1]);
+        let at = pick % outputs.len();
+        let inputs = [("y", shape), ("x", shape)];
+        let part = Plan::part_of_graph(proto, &inputs, &[&outputs[at]], Engine::Int8.into()).unwrap();
+        let given = |spec: &TensorSpec| values.iter().find(|(name, _)| *name == spec.name).unwrap().1.as_slice();
+        let inputs: Vec<&[f32]> = part.inputs().iter().map(given).collect();
+        let one = run(&part, &inputs);
+        proptest::prop_assert_eq!(one.len(), 1);
+        let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        proptest::prop_assert_eq!(bits(&one[0]), bits(&all[at]));
+        proptest::prop_assert!(part.layers().count() <= whole.layers().count());
+    }
+}
+
+#[test]
+fn each_output_of_a_bundle_by_itself_has_the_bits_that_it_has_among_all() {
+    let bundles: [(&str, &str, &[usize]); 2] =
+        [("derl", "luminance", &[1, 1, 64, 64]), ("detector", "input", &[1, 3, 64, 96])];
+    for (bundle, input, shape) in bundles {
+        let model = read(format!("models-quantized/{bundle}/model.onnx"));
+        let span = if bundle == "derl" { 1.0 } else { 100.0 };
+        let values: Vec<f32> =
+            (0..shape.iter().product()).map(|i: usize| span * (1.0 + (i as f32 * 0.37).sin())).collect();
+        let whole = Plan::prepare(&model, &[shape], Engine::Int8).unwrap();
+        let all = run(&whole, &[&values]);
+        for (spec, expected) in whole.outputs().iter().zip(&all) {
+            let part = Plan::prepare_part(&model, &[(input, shape)], &[&spec.name], Engine::Int8).unwrap();
+            assert_eq!(part.outputs(), std::slice::from_ref(spec));
+            assert_eq!(run(&part, &[&values])[0], *expected, "{bundle} {}", spec.name);
+            assert!(part.layers().count() <= whole.layers().count());
+        }
+    }
+}
+
+#[test]
+fn a_part_without_its_output_or_its_input_is_refused_by_name() {
+    let model = read("models-quantized/derl/model.onnx");
+    let refused = |inputs: &[(&str, &[usize])], outputs: &[&str]| {
+        Plan::prepare_part(&model, inputs, outputs, Engine::Int8).unwrap_err().to_string()
+    };
+    assert!(refused(&[("luminance", &[1, 1, 64, 64])], &["smile"]).contains("no output smile"));
+    assert!(refused(&[("grey", &[1, 1, 64, 64])], &["logits"]).contains("luminance"));
+}

@@ -197,10 +197,15 @@ pub(super) fn shapes(proto: &ModelProto, input_shapes: &[&[usize]]) -> TractResu
 
 /// A graph's inputs by name, with the shapes that were given.
 pub(super) fn named(proto: &ModelProto, input_shapes: &[&[usize]]) -> Arc<[TensorSpec]> {
-    let Some(graph) = &proto.graph else { return Arc::default() };
+    let inputs = input_names(proto).into_iter().zip(input_shapes);
+    inputs.map(|(name, shape)| TensorSpec { name, shape: shape.to_vec() }).collect()
+}
+
+/// The names of a graph's inputs that are no initialisers, in order.
+pub(super) fn input_names(proto: &ModelProto) -> Vec<String> {
+    let Some(graph) = &proto.graph else { return Vec::new() };
     let constant = |name: &str| graph.initializer.iter().any(|tensor| tensor.name == name);
-    let inputs = graph.input.iter().map(|input| &input.name).filter(|name| !constant(name)).zip(input_shapes);
-    inputs.map(|(name, shape)| TensorSpec { name: name.clone(), shape: shape.to_vec() }).collect()
+    graph.input.iter().map(|input| input.name.clone()).filter(|name| !constant(name)).collect()
 }
 
 fn specs(model: &TypedModel, outlets: &[OutletId]) -> TractResult<Arc<[TensorSpec]>> {

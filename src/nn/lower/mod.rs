@@ -13,6 +13,7 @@
 mod emit;
 mod function;
 mod model;
+mod part;
 mod read;
 mod rest;
 #[cfg(test)]
@@ -31,6 +32,7 @@ use visaged_int8::graph::{
 use self::function::Unary;
 use self::model::{Constant, Model};
 pub use self::model::{Fault, ModelError, Place};
+pub(super) use self::part::prune;
 use self::view::View;
 
 /// Bytes of all tensors of the lowered layers together, padding included, at most.
