@@ -8,7 +8,7 @@
 //!                                                                              │
 //!      broker ◄─ mqtt ◄─ Event ◄─ report ◄─ Observation ◄─ expression ◄────────┘
 //!                                               │
-//!                                               └─► mirror (the live page)
+//!                                               └─► mirror (the live page) ◄─ synthesis (the try-on)
 //! ```
 //!
 //! One direction, no way back. Frames may be dropped (the newest wins, and every drop is counted); events may not.
@@ -25,6 +25,7 @@
 //! | [`models`] | model bundles: manifest, verification, the defaults inside the binary, the store of installed ones |
 //! | [`face`] | detection, tracking, alignment |
 //! | [`expression`] | de-expression, emotion, smoothing over time; knows no MQTT |
+//! | [`synthesis`] | whose face it is, make-up put on and taken off, and the way back into the picture; knows no MQTT |
 //! | [`selftest`] | a bundle tried on pictures before anything depends on it |
 //! | [`report`] | observations to events: the fixed JSON contract |
 //! | [`mqtt`] | topics, payloads, discovery, the client and its spool; knows no pictures |
@@ -50,4 +51,5 @@ pub mod picture;
 pub mod pool;
 pub mod report;
 pub mod selftest;
+pub mod synthesis;
 pub mod telemetry;

@@ -1,6 +1,6 @@
 //! A bundle is tried on pictures inside the binary before anything depends on it.
 //!
-//! Knows models, faces and expressions, no store and no daemon. The pictures show synthetic people (SFHQ, MIT): two smile, one is
+//! Knows models, faces, expressions and synthesis, no store and no daemon. The pictures show synthetic people (SFHQ, MIT): two smile, one is
 //! startled. What is asked of a bundle is what any bundle of its task can do, not that it answers as the present one does.
 
 use std::path::Path;
@@ -21,6 +21,9 @@ use crate::models::store::SelfTest;
 use crate::models::{Bundle, BundleError, Task};
 use crate::nn::Settings;
 use crate::picture::{PictureError, PictureLimits, decode_still};
+use crate::synthesis::SynthesisError;
+use crate::synthesis::identity::{Embedding, Identity, IdentityModel};
+use crate::synthesis::makeup::{Artist, Delta, Makeup, MakeupModel};
 
 /// Where two boxes count as one face (intersection over union).
 const SAME_FACE: f32 = 0.5;
@@ -34,6 +37,10 @@ const SLOWER: f64 = 2.5;
 const NOISE: Duration = Duration::from_millis(3);
 /// Startled faces are not happy.
 const UNHAPPY: f32 = 0.5;
+/// Make-up that changes a face by more grey levels on average is none.
+const MOST_MAKEUP: f32 = 60.0;
+/// Two references whose make-up differs by less than this on average were not looked at.
+const LEAST_MAKEUP: f32 = 1e-3;
 
 struct Portrait {
     name: &'static str,
@@ -87,6 +94,9 @@ pub enum SelfTestError {
     /// The expression network, or it fails on a picture.
     #[error(transparent)]
     Read(#[from] ReadError),
+    /// The identity or make-up network, or it fails on a picture.
+    #[error(transparent)]
+    Synthesis(#[from] SynthesisError),
     /// A picture of ours; cannot happen.
     #[error(transparent)]
     Picture(#[from] PictureError),
@@ -124,6 +134,29 @@ pub enum SelfTestError {
     /// Numbers out of their range.
     #[error("its probabilities for {0} do not add up to 1, or its neutrality lies outside 0 to 1")]
     OutOfRange(&'static str),
+    /// It does not tell people apart.
+    #[error("it takes {one} and {other}, two people, for more alike ({apart:.2}) than two looks at {one} ({same:.2})")]
+    Mistaken {
+        /// Somebody.
+        one: &'static str,
+        /// Somebody else.
+        other: &'static str,
+        /// Their similarity.
+        apart: f32,
+        /// Of two crops of the first.
+        same: f32,
+    },
+    /// The make-up is none.
+    #[error("it changes {picture} by {levels:.0} grey levels on average: that is no make-up")]
+    Overdone {
+        /// Which.
+        picture: &'static str,
+        /// Over the whole crop.
+        levels: f32,
+    },
+    /// The reference is not looked at.
+    #[error("it puts the same on {0} whatever the reference wears")]
+    ReferenceIgnored(&'static str),
     /// Too slow for this machine.
     #[error("it takes {took_ms:.1} ms a picture, the present one {present_ms:.1}: more than {SLOWER} times as long")]
     Slow {
@@ -153,6 +186,24 @@ pub fn run(candidate: &Bundle, present: &Bundle, nn: Settings) -> Result<(), Sel
             let (face, mut reading) = (PORTRAITS[0].aligned()?, Reading::default());
             compare(|which| Ok(readers[which].read(&face, &mut reading)?))
         }
+        Task::Identity => {
+            let mut readers = [identity(candidate, nn)?, identity(present, nn)?];
+            tell_apart(&mut readers[0])?;
+            let face = PORTRAITS[0].aligned()?;
+            compare(|which| Ok(readers[which].embed(&face).map(drop)?))
+        }
+        Task::Makeup => {
+            let (mut on, mut off) = (artist(candidate, Makeup::Applied, nn)?, artist(candidate, Makeup::Bare, nn)?);
+            let (mut present_on, mut present_off) =
+                (artist(present, Makeup::Applied, nn)?, artist(present, Makeup::Bare, nn)?);
+            make_up(&mut on, &mut off)?;
+            let (face, mut delta) = (PORTRAITS[0].aligned()?, Delta::default());
+            compare(|which| {
+                let (on, off) = if which == 0 { (&mut on, &mut off) } else { (&mut present_on, &mut present_off) };
+                on.paint(&face, &mut delta)?;
+                Ok(off.paint(&face, &mut delta)?)
+            })
+        }
     }
 }
 
@@ -162,8 +213,14 @@ impl Portrait {
     }
 
     fn aligned(&self) -> Result<AlignedFace, SelfTestError> {
+        self.aligned_off_by(0.0)
+    }
+
+    /// As a detector gives it that is a little off.
+    fn aligned_off_by(&self, px: f32) -> Result<AlignedFace, SelfTestError> {
         let mut face = AlignedFace::default();
-        align(&self.picture()?, &self.landmarks, &mut face)?;
+        let landmarks = self.landmarks.map(|p| at(p.x + px, p.y - 0.5 * px));
+        align(&self.picture()?, &landmarks, &mut face)?;
         Ok(face)
     }
 }
@@ -175,6 +232,68 @@ fn detector(bundle: &Bundle, nn: Settings) -> Result<Detector, SelfTestError> {
 
 fn derl(bundle: &Bundle, nn: Settings) -> Result<Derl, SelfTestError> {
     Ok(Derl::new(&DerlModel::new(bundle.clone(), nn)?)?)
+}
+
+fn identity(bundle: &Bundle, nn: Settings) -> Result<Identity, SelfTestError> {
+    Ok(Identity::new(&IdentityModel::new(bundle.clone(), nn)?)?)
+}
+
+fn artist(bundle: &Bundle, makeup: Makeup, nn: Settings) -> Result<Artist, SelfTestError> {
+    Ok(Artist::new(&MakeupModel::new(bundle.clone(), makeup, nn)?)?)
+}
+
+/// Two looks at one person are more alike than one at each of two.
+fn tell_apart(identity: &mut Identity) -> Result<(), SelfTestError> {
+    let mut looks = Vec::new();
+    for portrait in &PORTRAITS {
+        looks.push((identity.embed(&portrait.aligned()?)?, identity.embed(&portrait.aligned_off_by(1.0)?)?));
+    }
+    check_likeness(&looks)
+}
+
+fn check_likeness(looks: &[(Embedding, Embedding)]) -> Result<(), SelfTestError> {
+    for (i, (look, second)) in looks.iter().enumerate() {
+        let same = look.similarity(second);
+        for (k, (stranger, _)) in looks.iter().enumerate().filter(|(k, _)| *k != i) {
+            let apart = look.similarity(stranger);
+            if apart >= same {
+                let (one, other) = (PORTRAITS[i].name, PORTRAITS[k].name);
+                return Err(SelfTestError::Mistaken { one, other, apart, same });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn make_up(on: &mut Artist, off: &mut Artist) -> Result<(), SelfTestError> {
+    let (mut delta, mut other) = (Delta::default(), Delta::default());
+    for (i, portrait) in PORTRAITS.iter().enumerate() {
+        let (picture, face) = (portrait.name, portrait.aligned()?);
+        off.paint(&face, &mut delta)?;
+        check_levels(picture, &delta)?;
+        let references = [1, 2].map(|step| &PORTRAITS[(i + step) % PORTRAITS.len()]);
+        on.set_reference(&references[0].aligned()?)?;
+        on.paint(&face, &mut delta)?;
+        check_levels(picture, &delta)?;
+        on.set_reference(&references[1].aligned()?)?;
+        on.paint(&face, &mut other)?;
+        check_levels(picture, &other)?;
+        if mean(delta.planes().iter().zip(other.planes()).map(|(a, b)| a - b)) < LEAST_MAKEUP {
+            return Err(SelfTestError::ReferenceIgnored(picture));
+        }
+    }
+    Ok(())
+}
+
+fn check_levels(picture: &'static str, delta: &Delta) -> Result<(), SelfTestError> {
+    let levels = mean(delta.planes().iter().copied());
+    if levels <= MOST_MAKEUP { Ok(()) } else { Err(SelfTestError::Overdone { picture, levels }) }
+}
+
+/// Of absolute values.
+fn mean(values: impl ExactSizeIterator<Item = f32>) -> f32 {
+    let count = values.len() as f32;
+    values.map(f32::abs).sum::<f32>() / count
 }
 
 fn find_faces(detector: &mut Detector) -> Result<(), SelfTestError> {
@@ -317,6 +436,7 @@ fn end(child: &mut std::process::Child) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::synthesis::makeup::tests::test_bundle;
 
     fn shell(script: &str, limit: Duration, cancel: &AtomicBool) -> Result<(), String> {
         InAnotherProcess { limit, cancel }.wait(Command::new("/bin/sh").args(["-c", script]).stderr(Stdio::piped()))
@@ -324,10 +444,36 @@ mod tests {
 
     #[test]
     fn the_bundles_inside_the_binary_pass_the_self_test() {
-        for task in Task::ALL {
+        for task in Task::ALL.into_iter().filter(|task| Bundle::is_built_in(*task)) {
             let bundle = Bundle::built_in(task).unwrap();
             run(&bundle, &bundle, Settings::default()).unwrap();
         }
+    }
+
+    #[test]
+    fn stand_ins_for_the_optional_bundles_pass_the_self_test() {
+        for task in Task::ALL.into_iter().filter(|task| task.is_optional()) {
+            let bundle = test_bundle(task);
+            run(&bundle, &bundle, Settings::default()).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_network_that_takes_everybody_for_one_person_is_refused() {
+        let one = Embedding::from_answer(&[1.0; 128]).unwrap();
+        let error = check_likeness(&[(one, one), (one, one)]).unwrap_err();
+        assert!(matches!(error, SelfTestError::Mistaken { .. }), "{error}");
+    }
+
+    #[test]
+    fn make_up_that_blanks_the_face_or_ignores_the_reference_is_refused() {
+        let mut delta = Delta::default();
+        delta.fill(&vec![-90.0; 3 * 128 * 128]).unwrap();
+        assert!(matches!(check_levels("x", &delta), Err(SelfTestError::Overdone { .. })));
+        let nn = Settings::default();
+        let bundle = test_bundle(Task::Makeup);
+        let [mut on, mut off] = [(), ()].map(|()| artist(&bundle, Makeup::Bare, nn).unwrap());
+        assert!(matches!(make_up(&mut on, &mut off), Err(SelfTestError::ReferenceIgnored(_))));
     }
 
     #[test]

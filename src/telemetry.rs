@@ -100,6 +100,8 @@ pub struct Telemetry {
     pub detector_failures: AtomicU64,
     /// Faces on which the expression network failed.
     pub derl_failures: AtomicU64,
+    /// Faces on which the make-up network failed.
+    pub makeup_failures: AtomicU64,
     /// Faces read.
     pub faces_read: AtomicU64,
     /// Faces now in view.
@@ -152,6 +154,7 @@ impl Telemetry {
             frames_broken: AtomicU64::new(0),
             detector_failures: AtomicU64::new(0),
             derl_failures: AtomicU64::new(0),
+            makeup_failures: AtomicU64::new(0),
             faces_read: AtomicU64::new(0),
             faces_in_view: AtomicU64::new(0),
             stage_restarts: AtomicU64::new(0),
@@ -245,6 +248,7 @@ impl Collector for Exposition {
             ("frames_broken", "Frames that could not be converted", &t.frames_broken),
             ("detector_failures", "Frames on which the detector's network failed", &t.detector_failures),
             ("derl_failures", "Faces on which the expression network failed", &t.derl_failures),
+            ("makeup_failures", "Faces on which the make-up network failed", &t.makeup_failures),
             ("faces_read", "Faces read", &t.faces_read),
             ("stage_restarts", "Stages restarted after a panic", &t.stage_restarts),
             ("camera_losses", "Times the camera was lost", &t.camera_losses),

@@ -7,11 +7,11 @@ mod read;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::frame::PixelFormat;
-use crate::models::StoreSettings;
+use crate::models::{StoreSettings, Task};
 use crate::mqtt::command::Name;
 use crate::nn::Settings;
 
@@ -280,6 +280,8 @@ pub struct PrivacyConfig {
 pub struct WebConfig {
     /// Loopback unless configured.
     pub listen: SocketAddr,
+    /// Whoever sees the page may have make-up drawn on the faces that it shows.
+    pub try_on: bool,
 }
 
 /// `[models]`: a folder that is named goes over the store, and the store over the bundle inside the binary.
@@ -289,13 +291,26 @@ pub struct ModelsConfig {
     pub detector: Option<PathBuf>,
     /// Folder of a `derl` bundle.
     pub derl: Option<PathBuf>,
+    /// Folder of a `makeup` bundle, for the try-on of the live page.
+    pub makeup: Option<PathBuf>,
     /// Bundles installed on this device; `None`: there is no store.
     pub store: Option<StoreSettings>,
 }
 
 impl ModelsConfig {
     /// The bundles inside the binary, whatever is installed.
-    pub const BUILT_IN: Self = Self { detector: None, derl: None, store: None };
+    pub const BUILT_IN: Self = Self { detector: None, derl: None, makeup: None, store: None };
+
+    /// The folder that is named for a task's bundle.
+    pub fn folder(&self, task: Task) -> Option<&Path> {
+        match task {
+            Task::Detector => self.detector.as_deref(),
+            Task::Derl => self.derl.as_deref(),
+            Task::Makeup => self.makeup.as_deref(),
+            // The daemon asks nobody who he is.
+            Task::Identity => None,
+        }
+    }
 }
 
 impl Default for ModelsConfig {

@@ -200,7 +200,7 @@ fn read_config(table: Table, faults: &RefCell<Vec<Fault>>) -> Config {
         expression: read_expression(root.section("expression")),
         report: read_report(root.section("report")),
         mqtt: read_mqtt(root.section("mqtt")),
-        web: read_listener(root.section("web"), "127.0.0.1:8080").map(|listen| WebConfig { listen }),
+        web: read_web(root.section("web")),
         metrics: read_listener(root.section("metrics"), "127.0.0.1:9464"),
         privacy: read_privacy(root.section("privacy")),
         models: read_models(root.section("models")),
@@ -448,6 +448,11 @@ fn read_home_assistant(mut s: Section<'_>) -> Option<HomeAssistantConfig> {
     enabled.then_some(HomeAssistantConfig { prefix })
 }
 
+fn read_web(mut s: Section<'_>) -> Option<WebConfig> {
+    let try_on = s.get("try_on", false, any);
+    read_listener(s, "127.0.0.1:8080").map(|listen| WebConfig { listen, try_on })
+}
+
 fn read_listener(mut s: Section<'_>, default: &str) -> Option<SocketAddr> {
     let enabled = s.get("enabled", false, any);
     let listen: String = s.get("listen", default.to_string(), |t: &String| {
@@ -469,8 +474,8 @@ fn read_models(mut s: Section<'_>) -> ModelsConfig {
         let path: PathBuf = s.get(key, PathBuf::new(), any);
         (!path.as_os_str().is_empty()).then_some(path)
     };
-    let (detector, derl) = (folder("detector"), folder("derl"));
-    let models = ModelsConfig { detector, derl, store: read_store(&mut s) };
+    let (detector, derl, makeup) = (folder("detector"), folder("derl"), folder("makeup"));
+    let models = ModelsConfig { detector, derl, makeup, store: read_store(&mut s) };
     s.finish();
     models
 }

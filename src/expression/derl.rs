@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use super::{Emotion, NEUTRAL_SIDE_PX, Probabilities, Reading};
+use crate::face::tone::{luminance, standardise};
 use crate::face::{ALIGNED_SIDE_PX, AlignedFace};
 use crate::frame::{RgbImage, Scaler};
 use crate::models::{Bundle, BundleError, BundleFault, DerlManifest};
@@ -208,12 +209,6 @@ impl Derl {
     }
 }
 
-/// ITU-R BT.601 in 16-bit fixed point, rounded as the training pictures were.
-fn luminance(pixel: &[u8]) -> u8 {
-    let sum = 19_595 * u32::from(pixel[0]) + 38_470 * u32::from(pixel[1]) + 7_471 * u32::from(pixel[2]);
-    ((sum + 0x8000) >> 16) as u8
-}
-
 /// 128x128 RGB to the means of 2x2 luminances.
 fn halve(rgb: &[u8], grey: &mut [f32]) -> Result<(), ReadError> {
     const ROW: usize = 3 * ALIGNED_SIDE_PX;
@@ -229,18 +224,6 @@ fn halve(rgb: &[u8], grey: &mut [f32]) -> Result<(), ReadError> {
         }
     }
     Ok(())
-}
-
-/// `(x - mean) / (deviation + eps)`; returns the mean and the divisor.
-fn standardise(grey: &[f32], eps: f32, out: &mut [f32]) -> (f32, f32) {
-    let count = grey.len() as f32;
-    let mean = grey.iter().sum::<f32>() / count;
-    let variance = grey.iter().map(|v| (v - mean) * (v - mean)).sum::<f32>() / count;
-    let spread = variance.sqrt() + eps;
-    for (out, value) in out.iter_mut().zip(grey) {
-        *out = (value - mean) / spread;
-    }
-    (mean, spread)
 }
 
 fn probabilities(logits: &[f32], temperature: f32, emotions: &[Emotion; 8]) -> Result<Probabilities, ReadError> {

@@ -3,6 +3,7 @@
 pub mod align;
 mod canvas;
 pub mod detect;
+pub(crate) mod tone;
 pub mod track;
 
 /// A point in pixels of the picture; x to the right, y down.

@@ -19,18 +19,37 @@ pub enum Task {
     /// Neutral face and emotion.
     #[serde(rename = "expression")]
     Derl,
+    /// Whose face it is, as an embedding.
+    #[serde(rename = "identity")]
+    Identity,
+    /// Make-up put on and taken off.
+    #[serde(rename = "makeup")]
+    Makeup,
 }
 
 impl Task {
     /// All tasks of this program.
-    pub const ALL: [Self; 2] = [Self::Detector, Self::Derl];
+    pub const ALL: [Self; 4] = [Self::Detector, Self::Derl, Self::Identity, Self::Makeup];
 
     /// The name of its bundle, as in the configuration and on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Detector => "detector",
             Self::Derl => "derl",
+            Self::Identity => "identity",
+            Self::Makeup => "makeup",
         }
+    }
+
+    /// All names, for people: `a, b and c`.
+    pub fn names() -> String {
+        let [first @ .., last] = Self::ALL.map(Self::name);
+        format!("{} and {last}", first.join(", "))
+    }
+
+    /// Whether the program can do without it: its bundle need not be inside the binary.
+    pub fn is_optional(self) -> bool {
+        matches!(self, Self::Identity | Self::Makeup)
     }
 
     /// The task whose bundle has this name.
@@ -41,7 +60,7 @@ impl Task {
     /// Bundles of this version, major and minor, fit this program: same inputs, outputs and meaning.
     pub fn supported_version(self) -> [u64; 2] {
         match self {
-            Self::Detector | Self::Derl => [0, 1],
+            Self::Detector | Self::Derl | Self::Identity | Self::Makeup => [0, 1],
         }
     }
 }
@@ -83,6 +102,9 @@ pub struct Manifest {
     /// How to work with a detector's output.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detection: Option<DetectionEntry>,
+    /// From which similarity on two faces are one person's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verification: Option<VerificationEntry>,
     /// How it was quantised; for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantisation: Option<toml::Table>,
@@ -157,6 +179,17 @@ pub struct DetectionEntry {
     pub nms_iou: f32,
 }
 
+/// `[verification]`: cosine similarities from which on two faces count as one person's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VerificationEntry {
+    /// One pair of strangers in a hundred is taken for one person.
+    pub threshold_far_1e2: f32,
+    /// One in a thousand.
+    pub threshold_far_1e3: f32,
+    /// The pairs that they were measured on; for people.
+    pub calibrated_on: String,
+}
+
 impl Manifest {
     /// Parses `manifest.toml` and checks what holds for every task.
     ///
@@ -198,12 +231,34 @@ impl Manifest {
         let [input] = self.inputs.as_slice() else {
             return Err(value("inputs", format!("one input is expected, {} are named", self.inputs.len())));
         };
+        Self::check_input(input, shape, colour, normalisation)?;
+        Ok(input)
+    }
+
+    fn input(
+        &self,
+        name: &str,
+        shape: [usize; 4],
+        colour: &str,
+        normalisation: &str,
+    ) -> Result<&InputEntry, BundleFault> {
+        let named = self.inputs.iter().find(|input| input.name == name);
+        let input = named.ok_or_else(|| value("inputs", format!("`{name}` is missing")))?;
+        Self::check_input(input, shape, colour, normalisation)?;
+        Ok(input)
+    }
+
+    fn check_input(
+        input: &InputEntry,
+        shape: [usize; 4],
+        colour: &str,
+        normalisation: &str,
+    ) -> Result<(), BundleFault> {
         check_shape(&input.name, &input.shape, &shape)?;
         check_text(&input.name, "dtype", &input.dtype, "f32")?;
         check_text(&input.name, "layout", &input.layout, "NCHW")?;
         check_text(&input.name, "colour", &input.colour, colour)?;
-        check_text(&input.name, "normalisation", &input.normalisation, normalisation)?;
-        Ok(input)
+        check_text(&input.name, "normalisation", &input.normalisation, normalisation)
     }
 
     fn output(&self, name: &str, shape: &[usize]) -> Result<usize, BundleFault> {
@@ -274,8 +329,7 @@ impl DerlManifest {
     pub fn from_manifest(manifest: &Manifest) -> Result<Self, BundleFault> {
         manifest.expect_task(Task::Derl)?;
         let input = manifest.only_input([1, 1, 64, 64], "luminance", "per-image")?;
-        let eps = input.eps.filter(|e| e.is_finite() && *e > 0.0);
-        let eps = eps.ok_or_else(|| value("inputs.eps", "must be a number above 0".into()))?;
+        let eps = checked_eps(input)?;
         let energy = manifest.output("residue_energy", &[1, 0])?;
         let energies = manifest.outputs[energy].shape[1];
         Ok(Self {
@@ -288,6 +342,91 @@ impl DerlManifest {
             temperature: checked_temperature(manifest.temperature)?,
         })
     }
+}
+
+/// Side of the square of luminance that an identity network sees: the middle of an aligned face.
+pub const IDENTITY_SIDE_PX: usize = 112;
+/// Numbers in an embedding.
+pub const EMBEDDING_LEN: usize = 128;
+
+/// What the identity network needs of its manifest.
+#[derive(Clone, Debug, PartialEq)]
+pub struct IdentityManifest {
+    /// Added to the standard deviation when a picture is standardised, in grey levels; above zero.
+    pub eps: f32,
+    /// Both within (-1, 1), the stricter one not below the other.
+    pub verification: VerificationEntry,
+    /// Whether its network can make a face (an output `face`); this program asks it for embeddings only.
+    pub has_generator: bool,
+}
+
+impl IdentityManifest {
+    /// The input.
+    pub const FACE: &'static str = "face";
+    /// The output.
+    pub const EMBEDDING: &'static str = "embedding";
+
+    /// The view, checked.
+    ///
+    /// # Errors
+    /// [`BundleFault`] where the bundle has another task, or its inputs, outputs or numbers do not fit.
+    pub fn from_manifest(manifest: &Manifest) -> Result<Self, BundleFault> {
+        manifest.expect_task(Task::Identity)?;
+        let side = IDENTITY_SIDE_PX;
+        let eps = checked_eps(manifest.input(Self::FACE, [1, 1, side, side], "luminance", "per-image")?)?;
+        manifest.output(Self::EMBEDDING, &[1, EMBEDDING_LEN])?;
+        let verification = checked_verification(manifest.verification.as_ref())?;
+        let has_generator = manifest.outputs.iter().any(|output| output.name == "face");
+        Ok(Self { eps, verification, has_generator })
+    }
+}
+
+/// What the make-up networks need of their manifest: nothing beyond tensors of the right shape, which the view vouches for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MakeupManifest;
+
+impl MakeupManifest {
+    /// The input with the face that is to be changed.
+    pub const FACE: &'static str = "face";
+    /// The input with the face that wears the make-up.
+    pub const REFERENCE: &'static str = "reference";
+    /// The output with what has to be added to put the make-up on.
+    pub const APPLIED: &'static str = "applied";
+    /// The output with what has to be added to take make-up off.
+    pub const BARE: &'static str = "bare";
+    /// Of each input and output: an aligned face, a plane a colour.
+    pub const SHAPE: [usize; 4] = [1, 3, 128, 128];
+
+    /// The view, checked.
+    ///
+    /// # Errors
+    /// [`BundleFault`] where the bundle has another task, or its inputs or outputs do not fit.
+    pub fn from_manifest(manifest: &Manifest) -> Result<Self, BundleFault> {
+        manifest.expect_task(Task::Makeup)?;
+        for input in [Self::FACE, Self::REFERENCE] {
+            manifest.input(input, Self::SHAPE, "rgb", "none")?;
+        }
+        for output in [Self::APPLIED, Self::BARE] {
+            manifest.output(output, &Self::SHAPE)?;
+        }
+        Ok(Self)
+    }
+}
+
+fn checked_eps(input: &InputEntry) -> Result<f32, BundleFault> {
+    let eps = input.eps.filter(|e| e.is_finite() && *e > 0.0);
+    eps.ok_or_else(|| value("inputs.eps", "must be a number above 0".into()))
+}
+
+fn checked_verification(entry: Option<&VerificationEntry>) -> Result<VerificationEntry, BundleFault> {
+    let entry = entry.ok_or_else(|| value("verification", "is missing".into()))?;
+    let within = |v: f32| v > -1.0 && v < 1.0;
+    let (loose, strict) = (entry.threshold_far_1e2, entry.threshold_far_1e3);
+    if within(loose) && within(strict) && loose <= strict {
+        return Ok(entry.clone());
+    }
+    let reason = format!("{strict} is not between threshold_far_1e2, {loose}, and 1");
+    Err(value("verification.threshold_far_1e3", reason))
 }
 
 fn eight_names(labels: &[String]) -> Result<[String; 8], BundleFault> {

@@ -23,8 +23,8 @@ use std::path::{Component, Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 pub use manifest::{
-    DerlManifest, DetectionEntry, DetectorManifest, FileEntry, InputEntry, Manifest, NeutralityEntry, OutputEntry,
-    SCHEMA, Task,
+    DerlManifest, DetectionEntry, DetectorManifest, EMBEDDING_LEN, FileEntry, IDENTITY_SIDE_PX, IdentityManifest,
+    InputEntry, MakeupManifest, Manifest, NeutralityEntry, OutputEntry, SCHEMA, Task, VerificationEntry,
 };
 pub use seal::ModelKey;
 pub use store::{Store, StoreSettings};
@@ -86,6 +86,12 @@ pub struct BundleError {
 /// Why a bundle was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum BundleFault {
+    /// No such bundle is inside this program.
+    #[error(
+        "this program was built without one: install one with `visaged models install`, or name the folder of one with \
+         --bundle"
+    )]
+    Absent,
     /// A file cannot be read.
     #[error("cannot read {file}: {source}; a bundle is a folder with manifest.toml and model.onnx")]
     Read {
@@ -177,12 +183,19 @@ pub enum BundleFault {
 }
 
 impl Bundle {
+    /// Whether a bundle for `task` is inside this binary; always, but for [optional](Task::is_optional) tasks.
+    pub fn is_built_in(task: Task) -> bool {
+        inside(task).is_some()
+    }
+
     /// The bundle for `task` inside this binary.
     ///
     /// # Errors
-    /// [`BundleError`]; only where the binary was built from a damaged tree.
+    /// [`BundleError`]: there is none ([`BundleFault::Absent`]), or the binary was built from a damaged tree.
     pub fn built_in(task: Task) -> Result<Self, BundleError> {
-        let (manifest, model) = inside(task);
+        let Some((manifest, model)) = inside(task) else {
+            return Err(BundleError { origin: Origin::BuiltIn(task), fault: BundleFault::Absent });
+        };
         let verified = || {
             let (parsed, version) = Self::parse_built_in(task)?;
             let entry = parsed.files.iter().find(|f| f.path == MODEL).ok_or(BundleFault::Unlisted)?;
@@ -199,11 +212,14 @@ impl Bundle {
         }
     }
 
-    /// The version of the bundle for `task` inside this binary.
+    /// The version of the bundle for `task` inside this binary; [`Version::NONE`] where there is none.
     ///
     /// # Errors
     /// [`BundleError`]; only where the binary was built from a damaged tree.
     pub fn built_in_version(task: Task) -> Result<Version, BundleError> {
+        if !Self::is_built_in(task) {
+            return Ok(Version::NONE);
+        }
         let parsed = Self::parse_built_in(task);
         parsed.map(|(_, version)| version).map_err(|fault| BundleError { origin: Origin::BuiltIn(task), fault })
     }
@@ -277,6 +293,22 @@ impl Bundle {
         DerlManifest::from_manifest(&self.manifest).map_err(|fault| self.refuse(fault))
     }
 
+    /// What the identity network needs to know.
+    ///
+    /// # Errors
+    /// [`BundleError`] where this is no `identity` bundle or its tensors or numbers do not fit.
+    pub fn identity(&self) -> Result<IdentityManifest, BundleError> {
+        IdentityManifest::from_manifest(&self.manifest).map_err(|fault| self.refuse(fault))
+    }
+
+    /// What the make-up networks need to know.
+    ///
+    /// # Errors
+    /// [`BundleError`] where this is no `makeup` bundle or its tensors do not fit.
+    pub fn makeup(&self) -> Result<MakeupManifest, BundleError> {
+        MakeupManifest::from_manifest(&self.manifest).map_err(|fault| self.refuse(fault))
+    }
+
     /// The same bundle, refused.
     pub(crate) fn refuse(&self, fault: BundleFault) -> BundleError {
         BundleError { origin: self.origin.clone(), fault }
@@ -286,11 +318,14 @@ impl Bundle {
         match task {
             Task::Detector => self.detector().map(drop),
             Task::Derl => self.derl().map(drop),
+            Task::Identity => self.identity().map(drop),
+            Task::Makeup => self.makeup().map(drop),
         }
     }
 
     fn parse_built_in(task: Task) -> Result<(Manifest, Version), BundleFault> {
-        let manifest = Manifest::parse(inside(task).0)?;
+        let (text, _) = inside(task).ok_or(BundleFault::Absent)?;
+        let manifest = Manifest::parse(text)?;
         if manifest.task != task {
             return Err(BundleFault::Task { expected: task, found: manifest.task });
         }
@@ -326,17 +361,24 @@ impl Bundle {
     }
 }
 
+/// Those whose folders were there when the program was built: `IDENTITY` and `MAKEUP`.
+mod optional {
+    include!(concat!(env!("OUT_DIR"), "/optional_bundles.rs"));
+}
+
 /// Manifest and model inside this binary.
-fn inside(task: Task) -> (&'static str, &'static [u8]) {
+fn inside(task: Task) -> Option<(&'static str, &'static [u8])> {
     match task {
-        Task::Detector => (
+        Task::Detector => Some((
             include_str!("../../models-quantized/detector/manifest.toml"),
             include_bytes!("../../models-quantized/detector/model.onnx"),
-        ),
-        Task::Derl => (
+        )),
+        Task::Derl => Some((
             include_str!("../../models-quantized/derl/manifest.toml"),
             include_bytes!("../../models-quantized/derl/model.onnx"),
-        ),
+        )),
+        Task::Identity => optional::IDENTITY,
+        Task::Makeup => optional::MAKEUP,
     }
 }
 

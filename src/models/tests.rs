@@ -29,7 +29,7 @@ fn changed(task: Task, change: impl FnOnce(&mut Manifest)) -> (tempfile::TempDir
 
 #[test]
 fn the_built_in_bundles_verify_and_serve_their_tasks() {
-    for task in Task::ALL {
+    for task in Task::ALL.into_iter().filter(|task| Bundle::is_built_in(*task)) {
         let bundle = Bundle::load(task, None).unwrap();
         assert_eq!(bundle.manifest().name, task.name());
         assert_eq!(bundle.model_sha256().len(), 64);
@@ -38,7 +38,7 @@ fn the_built_in_bundles_verify_and_serve_their_tasks() {
 
 #[test]
 fn a_bundle_copied_to_a_folder_is_the_same_bundle() {
-    for task in Task::ALL {
+    for task in Task::ALL.into_iter().filter(|task| Bundle::is_built_in(*task)) {
         let folder = copied(task);
         let bundle = Bundle::load(task, Some(folder.path())).unwrap();
         assert_eq!(bundle.model(), Bundle::built_in(task).unwrap().model());
@@ -162,6 +162,48 @@ fn labels_and_numbers_out_of_range_are_named() {
     assert!(error.to_string().contains("energy_index"), "{error}");
     let (_folder, error) = changed(Task::Detector, |m| m.inputs[0].colour = "rgb".into());
     assert!(error.to_string().contains("colour"), "{error}");
+}
+
+#[test]
+fn an_optional_bundle_is_inside_when_its_folder_was_there_and_else_says_what_to_do() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("models-quantized");
+    for task in Task::ALL {
+        let there = root.join(task.name()).join(MANIFEST).is_file();
+        assert_eq!(Bundle::is_built_in(task), there, "{task}");
+        assert!(there || task.is_optional(), "{task}");
+        if !there {
+            let error = Bundle::load(task, None).unwrap_err();
+            assert!(matches!(error.fault, BundleFault::Absent) && error.to_string().contains(task.name()), "{error}");
+            assert_eq!(Bundle::built_in_version(task).unwrap(), Version::NONE);
+        }
+    }
+}
+
+fn refused(task: Task, change: impl FnOnce(&mut Manifest)) -> String {
+    let mut manifest = crate::synthesis::makeup::tests::test_bundle(task).manifest().clone();
+    change(&mut manifest);
+    let fault = match task {
+        Task::Identity => IdentityManifest::from_manifest(&manifest).map(drop),
+        _ => MakeupManifest::from_manifest(&manifest).map(drop),
+    };
+    fault.unwrap_err().to_string()
+}
+
+#[test]
+fn an_identity_or_make_up_bundle_with_other_tensors_or_thresholds_is_refused_by_name() {
+    let refused_identity = |change: fn(&mut Manifest)| refused(Task::Identity, change);
+    assert!(refused_identity(|m| m.verification = None).contains("verification"));
+    assert!(refused_identity(|m| m.verification.as_mut().unwrap().threshold_far_1e2 = 0.95).contains("far_1e3"));
+    assert!(refused_identity(|m| m.verification.as_mut().unwrap().threshold_far_1e3 = f32::NAN).contains("far_1e3"));
+    assert!(refused_identity(|m| m.inputs[0].eps = None).contains("eps"));
+    assert!(refused_identity(|m| m.inputs[0].shape[3] = 128).contains("face"));
+    assert!(refused_identity(|m| m.outputs[0].shape[1] = 256).contains("embedding"));
+    let refused_makeup = |change: fn(&mut Manifest)| refused(Task::Makeup, change);
+    assert!(refused_makeup(|m| drop(m.inputs.pop())).contains("reference"));
+    assert!(refused_makeup(|m| m.inputs[1].colour = "bgr".into()).contains("reference.colour"));
+    assert!(refused_makeup(|m| drop(m.outputs.pop())).contains("bare"));
+    assert!(refused_makeup(|m| m.outputs[0].shape[1] = 1).contains("applied"));
+    assert!(refused_makeup(|m| m.task = Task::Identity).contains("makeup"));
 }
 
 proptest::proptest! {

@@ -17,6 +17,11 @@ pub struct Version {
     pub patch: u64,
 }
 
+impl Version {
+    /// Stands for no bundle where one is compared with what is in place: 0.0.0, older than every bundle.
+    pub const NONE: Self = Self { major: 0, minor: 0, patch: 0 };
+}
+
 /// A text that is no [`Version`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not major.minor.patch in plain numbers")]
