@@ -21,6 +21,8 @@ use visaged::nn::{Engine, Network, Session};
 use visaged::picture::{self, PictureLimits};
 use visaged::pool::Pool;
 use visaged::report::{Boot, Reporter};
+use visaged::synthesis::composite::Composite;
+use visaged::synthesis::makeup::{Artist, Delta, Look, Makeup, MakeupModel};
 use visaged::telemetry::{Stage, Telemetry};
 
 struct Counting;
@@ -125,6 +127,27 @@ fn reading_a_face_allocates_nothing_but_what_the_engine_does() {
         derl.read(&face, &mut reading).unwrap();
     }
     assert_eq!(allocations(|| derl.read(&face, &mut reading).unwrap()), run);
+}
+
+#[test]
+fn making_a_face_up_and_putting_it_back_allocates_nothing_but_what_the_engine_does() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/bundles/makeup");
+    let bundle = Bundle::load(Task::Makeup, Some(&folder)).unwrap();
+    let model = MakeupModel::new(bundle, Makeup::Bare, Engine::Int8).unwrap();
+    let run = of_one_run(model.plan().network().unwrap());
+    let mut picture = picture();
+    let face = still_face(&detector_model(), &picture);
+    let (mut artist, mut composite) = (Artist::new(&model).unwrap(), Composite::new());
+    let (mut aligned, mut delta, look) = (AlignedFace::default(), Delta::default(), Look::default());
+    let mut one_frame = || {
+        let similarity = align::align(&picture, &face.landmarks, &mut aligned).unwrap();
+        artist.paint(&aligned, &mut delta).unwrap();
+        composite.over_picture(&delta, &look, &mut picture, &similarity);
+    };
+    for _ in 0..3 {
+        one_frame();
+    }
+    assert_eq!(allocations(&mut one_frame), run);
 }
 
 #[test]

@@ -285,7 +285,7 @@ fn the_page_and_the_metrics_are_served_and_a_port_in_use_is_an_error() {
     let mut config = config(1);
     config.mqtt = None;
     let any = "127.0.0.1:0".parse().unwrap();
-    config.web = Some(WebConfig { listen: any });
+    config.web = Some(WebConfig { listen: any, try_on: false });
     let daemon =
         Daemon::start(config.clone(), Parts { open_source: Some(Box::new(|| Ok(clip(true)))), ..Parts::default() });
     let daemon = daemon.unwrap();

@@ -13,11 +13,15 @@ use fantoccini::{Client, ClientBuilder, Locator};
 use hyper_util::client::legacy::connect::HttpConnector;
 use serde_json::{Value, json};
 use visaged::expression::{Emotion, NEUTRAL_SIDE_PX, Observation, ObservedFace, Probabilities};
+use visaged::face::detect::DetectorModel;
 use visaged::face::{Face, Landmarks, Rect, TrackId};
 use visaged::frame::{CaptureTime, RgbImage};
 use visaged::mirror::web::{Page, Server, router};
-use visaged::mirror::{Hub, Status};
+use visaged::mirror::{Hub, Status, TryOn};
+use visaged::models::{Bundle, Task};
+use visaged::nn::Settings;
 use visaged::pool::Pool;
+use visaged::synthesis::makeup::{Makeup, MakeupModel};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -185,8 +189,12 @@ impl Scene {
     }
 
     fn serve(&self, listen: SocketAddr) -> Server {
+        self.serve_with(listen, None)
+    }
+
+    fn serve_with(&self, listen: SocketAddr, try_on: Option<TryOn>) -> Server {
         let page = Page { device: "lab/mirror".into(), mirrored: true };
-        Server::start("web", listen, router(self.hub.clone(), &page)).unwrap()
+        Server::start("web", listen, router(self.hub.clone(), &page, try_on)).unwrap()
     }
 }
 
@@ -338,12 +346,123 @@ fn markup_in_a_payload_or_a_topic_is_shown_as_text() {
     });
 }
 
+/// A portrait that stands still, with where its face is; shown until dropped.
+fn portrait_scene() -> Scene {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/faces/sfhq_0000.jpg");
+    let picture = visaged::picture::open(&path, visaged::picture::PictureLimits::default()).unwrap();
+    let at = |(x, y): (f32, f32)| visaged::face::Point { x, y };
+    let places = [(96.61, 111.03), (169.01, 114.81), (132.04, 150.34), (96.4, 176.63), (159.11, 180.34)];
+    let face = Face {
+        rect: Rect { x: 54.56, y: 25.88, width: 150.76, height: 200.87 },
+        landmarks: places.map(at),
+        score: 0.9,
+    };
+    let (hub, on) = (Hub::new(), Arc::new(AtomicBool::new(true)));
+    hub.status(Status::Online);
+    let thread = std::thread::spawn({
+        let (hub, on) = (hub.clone(), Arc::clone(&on));
+        move || {
+            let pool = Pool::<RgbImage>::new(4);
+            for frame_seq in 0.. {
+                if !on.load(Ordering::Relaxed) {
+                    return;
+                }
+                let (emotion, probabilities) = mood(0.0);
+                let neutral = vec![90; NEUTRAL_SIDE_PX * NEUTRAL_SIDE_PX];
+                let (track, quality, neutrality) = (TrackId(1), 0.8, 0.5);
+                let observed = ObservedFace { track, face, quality, emotion, probabilities, neutrality, neutral };
+                let (width_px, height_px) = (picture.width_px, picture.height_px);
+                let (time, faces) = (CaptureTime::now(), vec![observed]);
+                let observation = Observation { frame_seq, time, width_px, height_px, faces, ended: vec![] };
+                let mut shown = pool.take();
+                shown.clone_from(&picture);
+                hub.show(shown, &observation);
+                std::thread::sleep(Duration::from_millis(40));
+            }
+        }
+    });
+    Scene { hub, on, thread: Some(thread) }
+}
+
+fn try_on() -> TryOn {
+    let nn = Settings::default();
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/bundles/makeup");
+    let makeup = |which| MakeupModel::new(Bundle::load(Task::Makeup, Some(&folder)).unwrap(), which, nn).unwrap();
+    let detector = DetectorModel::new(Bundle::built_in(Task::Detector).unwrap(), nn).unwrap();
+    TryOn::new(detector, makeup(Makeup::Applied), makeup(Makeup::Bare), || panic!("the network failed"))
+}
+
+#[test]
+fn a_reference_picture_can_be_tried_on_and_the_page_says_that_the_face_is_synthetic() {
+    with_browser(DESK, async |driver, browser| {
+        let scene = portrait_scene();
+        let page = Page { device: "lab/mirror".into(), mirrored: false };
+        let server = Server::start("web", any_port(), router(scene.hub.clone(), &page, Some(try_on()))).unwrap();
+        browser.goto(&format!("http://{}/", server.address())).await.unwrap();
+        wait_until(browser, "the controls", "!document.getElementById('try-on').hidden").await;
+        wait_until(browser, "the picture", "document.getElementById('picture').naturalWidth > 0").await;
+        assert_eq!(evaluate(browser, "document.getElementById('synthetic').hidden").await, json!(true));
+        assert_eq!(evaluate(browser, "document.querySelector('[data-show=makeup]').disabled").await, json!(true));
+
+        // A cheek, and a corner that is no face: the pixels as they are seen.
+        let seen = "(() => { const image = document.getElementById('picture'); const c = document.createElement('canvas'); \
+             c.width = image.naturalWidth; c.height = image.naturalHeight; const pen = c.getContext('2d'); \
+             pen.drawImage(image, 0, 0); const at = (x, y) => [...pen.getImageData(x, y, 6, 6).data] \
+             .reduce((sum, v) => sum + v, 0) / 144; return { cheek: at(110, 155), corner: at(2, 2) }; })()";
+        let before = evaluate(browser, seen).await;
+        let cheek = before["cheek"].as_f64().unwrap();
+
+        // Dark, so that what is put on is seen: the placeholder takes a third of the way to it.
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("reference.png");
+        let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/faces/sfhq_0000.jpg");
+        let mut dark = image::open(source).unwrap().to_rgb8();
+        dark.pixels_mut().for_each(|pixel| pixel.0 = pixel.0.map(|v| v / 2));
+        dark.save(&path).unwrap();
+        let file = browser.find(Locator::Id("try-on-file")).await.unwrap();
+        file.send_keys(&path.display().to_string()).await.unwrap();
+        let says = "document.getElementById('synthetic').textContent.startsWith('synthetic: make-up put on')";
+        wait_until(browser, "the word that it is synthetic", says).await;
+        wait_until(browser, "a darker cheek", &format!("{seen}.cheek < {cheek} - 4")).await;
+        let corner = evaluate(browser, seen).await["corner"].as_f64().unwrap();
+        assert!((corner - before["corner"].as_f64().unwrap()).abs() < 0.5, "only the face changes");
+
+        let slide = "const slider = document.getElementById('try-on-strength'); slider.value = 0; \
+             slider.dispatchEvent(new Event('input'));";
+        browser.execute(slide, vec![]).await.unwrap();
+        wait_until(browser, "the face as it is", &format!("Math.abs({seen}.cheek - {cheek}) < 0.5")).await;
+        wait_until(browser, "no such word", "document.getElementById('synthetic').hidden").await;
+
+        browser.execute("document.getElementById('try-on-forget').click();", vec![]).await.unwrap();
+        wait_until(browser, "nothing to put on", "document.querySelector('[data-show=makeup]').disabled").await;
+        let notes = folder.path().join("notes.txt");
+        std::fs::write(&notes, "no picture at all").unwrap();
+        file.send_keys(&notes.display().to_string()).await.unwrap();
+        let refused = "document.getElementById('try-on-said').textContent.includes('not a picture but text')";
+        wait_until(browser, "why it was refused", refused).await;
+        // The browser itself tells of the refusal.
+        let errors = driver.console_errors(browser).await;
+        assert!(errors.iter().all(|error| error.contains("415")), "{errors:?}");
+    });
+}
+
+#[test]
+fn without_a_bundle_the_page_shows_no_try_on() {
+    with_browser(DESK, async |_, browser| {
+        let scene = Scene::start();
+        let server = scene.serve(any_port());
+        browser.goto(&format!("http://{}/", server.address())).await.unwrap();
+        wait_until(browser, "the state", "document.getElementById('state-text').textContent === 'online'").await;
+        assert_eq!(evaluate(browser, "document.getElementById('try-on').hidden").await, json!(true));
+    });
+}
+
 #[test]
 fn nothing_scrolls_sideways_on_a_phone() {
     with_browser(PHONE, async |_, browser| {
         let scene = Scene::start();
         scene.hub.message(&"long/".repeat(40), "unbroken".repeat(200).as_bytes());
-        let server = scene.serve(any_port());
+        let server = scene.serve_with(any_port(), Some(try_on()));
         browser.goto(&format!("http://{}/", server.address())).await.unwrap();
         wait_until(browser, "boxes", "document.getElementById('overlay').dataset.boxes === '2'").await;
         wait_until(browser, "messages", "document.querySelectorAll('#messages li').length > 1").await;
@@ -359,11 +478,12 @@ fn nothing_scrolls_sideways_on_a_phone() {
 fn a_kiosk_shows_everything_without_scrolling() {
     with_browser(DESK, async |_, browser| {
         let scene = Scene::start();
-        let server = scene.serve(any_port());
+        let server = scene.serve_with(any_port(), Some(try_on()));
         browser.goto(&format!("http://{}/", server.address())).await.unwrap();
         wait_until(browser, "boxes", "document.getElementById('overlay').dataset.boxes === '2'").await;
+        wait_until(browser, "the controls", "!document.getElementById('try-on').hidden").await;
         let fits = "document.documentElement.scrollHeight <= innerHeight && \
-             ['glass', 'notice', 'reading', 'minute', 'wire'].every((id) => { \
+             ['glass', 'notice', 'try-on', 'reading', 'minute', 'wire'].every((id) => { \
              const place = document.getElementById(id).getBoundingClientRect(); \
              return place.top >= 0 && place.bottom <= innerHeight && place.height > 0; })";
         wait_until(browser, "everything on one screen", fits).await;
@@ -545,7 +665,7 @@ fn cost() {
     const FRAMES: u64 = 450;
     let hub = Hub::new();
     let page = Page { device: "lab/mirror".into(), mirrored: true };
-    let server = Server::start("web", any_port(), router(hub.clone(), &page)).unwrap();
+    let server = Server::start("web", any_port(), router(hub.clone(), &page, None)).unwrap();
     for viewers in [0, 1, 4] {
         let mut streams = Vec::new();
         for path in ["/stream.mjpg", "/events"].repeat(viewers) {

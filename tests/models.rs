@@ -55,7 +55,10 @@ impl Bench {
     fn archive(&self, task: &str, version: &str, change: impl FnOnce(&Path)) -> String {
         let folder = self.path(&format!("{task}-{version}"));
         fs::create_dir_all(&folder).unwrap();
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("models-quantized").join(task);
+        // Optional bundles need not be there: a stand-in serves as well.
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let place = if ["identity", "makeup"].contains(&task) { "tests/data/bundles" } else { "models-quantized" };
+        let source = root.join(place).join(task);
         for file in fs::read_dir(&source).unwrap() {
             let file = file.unwrap();
             if file.file_name() != "CARD.md" {
@@ -161,6 +164,48 @@ fn a_new_bundle_is_installed_kept_after_its_trial_and_rolled_back() {
     assert!(said.contains(&format!("derl {built_in} runs")) && said.contains("0.1.90"), "{said}");
     fails(&bench.visaged(&["models", "install", &archive]), 1, "not newer than 0.1.90");
     fails(&bench.visaged(&["models", "rollback", "derl"]), 1, "nothing to roll back to");
+}
+
+#[test]
+fn an_optional_bundle_is_installed_used_by_commands_kept_unloaded_and_rolled_back() {
+    let bench = Bench::new(3600);
+    let archive = bench.archive("identity", "0.1.90", |_| ());
+    let installed = bench.visaged(&["models", "install", &archive]);
+    assert!(installed.status.success(), "{}", stderr(&installed));
+    assert_eq!(bench.listed("identity")[0], "installed identity 0.1.90 trial true");
+    let face = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/faces/sfhq_0000.jpg").display().to_string();
+    let embedded = bench.visaged(&["embed", "--json", &face]);
+    assert!(embedded.status.success(), "{}", stderr(&embedded));
+
+    // The daemon does not load it, so nothing is left that could prove it.
+    let daemon = bench.daemon();
+    bench.until("frames", |log| log.contains("frames come"));
+    bench.until("the trial's end", |_| bench.state("identity")["trial"].is_null());
+    drop(daemon);
+    assert_eq!(bench.listed("identity")[0], "installed identity 0.1.90 good true");
+
+    let rolled = bench.visaged(&["models", "rollback", "identity"]);
+    assert!(rolled.status.success(), "{}", stderr(&rolled));
+    assert!(
+        bench.listed("identity").iter().all(|line| !line.contains("0.1.90 good")),
+        "{:?}",
+        bench.listed("identity")
+    );
+}
+
+#[test]
+fn a_try_on_without_a_bundle_or_with_one_is_told_by_check() {
+    let bench = Bench::new(60);
+    let made_up = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/bundles/makeup");
+    let check = |models: &str| {
+        bench.configure(60, &format!("{models}\n[web]\nenabled = true\nlisten = \"127.0.0.1:0\"\ntry_on = true"));
+        String::from_utf8(bench.visaged(&["check"]).stdout).unwrap()
+    };
+    let there = Path::new(env!("CARGO_MANIFEST_DIR")).join("models-quantized/makeup").exists();
+    let said = check("");
+    assert!(there || said.contains("FAILS  models") && said.contains("web.try_on"), "{said}");
+    let said = check(&format!("makeup = {made_up:?}"));
+    assert!(said.contains("works  models") && said.contains("makeup 0.1.0"), "{said}");
 }
 
 #[test]

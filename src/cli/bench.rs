@@ -24,9 +24,13 @@ use crate::face::{AlignedFace, align};
 use crate::frame::{ConvertError, Converter, RgbImage};
 use crate::models::{Bundle, BundleError, Task};
 use crate::nn::{Engine, Network, NnError, Plan, Settings};
+use crate::synthesis::SynthesisError;
+use crate::synthesis::identity::IdentityModel;
+use crate::synthesis::makeup::{Makeup, MakeupModel};
 use crate::telemetry::{Percentiles, Stage, Telemetry};
 
 mod clip;
+mod try_on;
 #[cfg(feature = "demo")]
 mod way;
 
@@ -81,6 +85,12 @@ pub enum BenchError {
     /// A network failed.
     #[error(transparent)]
     Network(#[from] NnError),
+    /// The identity or make-up network failed.
+    #[error(transparent)]
+    Synthesis(#[from] SynthesisError),
+    /// A face could not be aligned.
+    #[error(transparent)]
+    Align(#[from] align::AlignError),
     /// A frame could not be converted.
     #[error(transparent)]
     Convert(#[from] ConvertError),
@@ -108,6 +118,9 @@ struct Report {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     layers: Vec<LayerTime>,
     stages: Vec<StageTime>,
+    /// One face made up and put back into a 640x480 frame; without a make-up bundle inside, none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    try_on: Vec<StageTime>,
     #[serde(skip_serializing_if = "Option::is_none")]
     way: Option<WayTime>,
 }
@@ -191,8 +204,8 @@ pub fn run(args: &BenchArgs) -> Result<(), Failure> {
 
 fn measure(args: &BenchArgs, nn: Settings) -> Result<Report, BenchError> {
     let budget = Duration::from_secs(args.seconds);
-    let models = Models::load(&ModelsConfig::BUILT_IN, nn)?;
-    let plans = plans(&models)?;
+    let models = Models::load(&ModelsConfig::BUILT_IN, false, nn)?;
+    let plans = plans(&models, nn)?;
     let lowered = |(bundle, input, plan): &(&'static str, String, Plan)| {
         Some(Lowered { bundle, input: input.clone(), int8: Int8::of(plan)? })
     };
@@ -204,6 +217,11 @@ fn measure(args: &BenchArgs, nn: Settings) -> Result<Report, BenchError> {
         lowered: plans.iter().filter_map(lowered).collect(),
         layers: if args.layers { layers(&plans, budget)? } else { Vec::new() },
         stages: stages(&models, &clip, budget)?,
+        try_on: if Bundle::is_built_in(Task::Makeup) {
+            try_on::measure(&models, &clip, budget, nn)?
+        } else {
+            Vec::new()
+        },
         #[cfg(feature = "demo")]
         way: Some(way::measure(clip, budget, nn)?),
         #[cfg(not(feature = "demo"))]
@@ -215,13 +233,61 @@ fn measure(args: &BenchArgs, nn: Settings) -> Result<Report, BenchError> {
 const DETECTOR_INPUTS: [(usize, usize); 2] = [(320, 256), (640, 480)];
 
 /// How the int8 engine runs each network at each size.
-fn plans(models: &Models) -> Result<Vec<(&'static str, String, Plan)>, BenchError> {
+fn plans(models: &Models, nn: Settings) -> Result<Vec<(&'static str, String, Plan)>, BenchError> {
     let mut plans = Vec::new();
     for (width, height) in DETECTOR_INPUTS {
         plans.push(("detector", format!("{width}x{height}"), models.detector.plan(width, height)?));
     }
     plans.push(("derl", "64x64".into(), models.derl.plan().clone()));
+    for optional in Optional::inside() {
+        plans.push((optional.name(), optional.input().into(), optional.plan(nn)?));
+    }
     Ok(plans)
+}
+
+/// A network of a bundle that need not be inside the program.
+#[derive(Clone, Copy, Debug)]
+enum Optional {
+    Identity,
+    Makeup(Makeup),
+}
+
+impl Optional {
+    /// Those whose bundles are inside.
+    fn inside() -> impl Iterator<Item = Self> {
+        let all = [Self::Identity, Self::Makeup(Makeup::Applied), Self::Makeup(Makeup::Bare)];
+        all.into_iter().filter(|one| Bundle::is_built_in(one.task()))
+    }
+
+    fn task(self) -> Task {
+        match self {
+            Self::Identity => Task::Identity,
+            Self::Makeup(_) => Task::Makeup,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Identity => "identity",
+            Self::Makeup(Makeup::Applied) => "applied",
+            Self::Makeup(Makeup::Bare) => "bare",
+        }
+    }
+
+    fn input(self) -> &'static str {
+        match self {
+            Self::Identity => "112x112",
+            Self::Makeup(_) => "128x128",
+        }
+    }
+
+    fn plan(self, nn: Settings) -> Result<Plan, BenchError> {
+        let bundle = Bundle::built_in(self.task())?;
+        Ok(match self {
+            Self::Identity => IdentityModel::new(bundle, nn)?.plan().clone(),
+            Self::Makeup(makeup) => MakeupModel::new(bundle, makeup, nn)?.plan().clone(),
+        })
+    }
 }
 
 /// The time of each layer, the networks in turns for `budget`.
@@ -258,7 +324,7 @@ fn layers(plans: &[(&'static str, String, Plan)], budget: Duration) -> Result<Ve
 }
 
 fn networks(budget: Duration, nn: Settings) -> Result<Vec<NetworkTime>, BenchError> {
-    let share = budget / (DETECTOR_INPUTS.len() as u32 + 1);
+    let share = budget / (DETECTOR_INPUTS.len() + 1 + Optional::inside().count()) as u32;
     let mut times = Vec::new();
     for (width, height) in DETECTOR_INPUTS {
         let contestants = Engine::ALL.map(|engine| -> Result<Box<dyn Network>, BenchError> {
@@ -274,6 +340,13 @@ fn networks(budget: Duration, nn: Settings) -> Result<Vec<NetworkTime>, BenchErr
     });
     let contestants = contestants.into_iter().collect::<Result<Vec<_>, _>>()?;
     times.extend(race("derl", "64x64", contestants, share)?);
+    for optional in Optional::inside() {
+        let contestants = Engine::ALL.map(|engine| -> Result<Box<dyn Network>, BenchError> {
+            Ok(Box::new(optional.plan(Settings { engine, ..nn })?.network()?))
+        });
+        let contestants = contestants.into_iter().collect::<Result<Vec<_>, _>>()?;
+        times.extend(race(optional.name(), optional.input(), contestants, share)?);
+    }
     Ok(times)
 }
 
@@ -289,9 +362,10 @@ fn race(
     let deadline = Instant::now() + budget;
     while Instant::now() < deadline || samples.iter().any(|s| s.len() < 3) {
         for (network, samples) in contestants.iter_mut().zip(&mut samples) {
-            let data: Vec<f32> = noise(network.inputs()[0].shape.iter().product());
+            let data: Vec<Vec<f32>> = network.inputs().iter().map(|i| noise(i.shape.iter().product())).collect();
+            let data: Vec<&[f32]> = data.iter().map(Vec::as_slice).collect();
             let start = Instant::now();
-            network.run(&[&data], &mut outputs)?;
+            network.run(&data, &mut outputs)?;
             samples.push(start.elapsed().as_secs_f64() * 1000.0);
         }
     }
@@ -397,6 +471,9 @@ fn print(report: &Report, json: bool) -> Result<(), BenchError> {
     }
     print_layers(&mut out, &report.layers)?;
     print_stages(&mut out, "stage, alone", &report.stages)?;
+    if !report.try_on.is_empty() {
+        print_stages(&mut out, "try-on, 640x480", &report.try_on)?;
+    }
     let Some(way) = &report.way else { return Ok(()) };
     print_stages(&mut out, "stage, daemon", &way.stages)?;
     writeln!(

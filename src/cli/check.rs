@@ -13,6 +13,7 @@ use crate::capture::{self, v4l2};
 use crate::config::{Config, LogFormat, MqttConfig, Pace, SourceConfig, SpoolStorage};
 use crate::daemon::Models;
 use crate::frame::Converter;
+use crate::models::{Bundle, BundleError, BundleFault, Store, Task};
 use crate::mqtt::{self, Topics};
 use crate::pool::Pool;
 
@@ -63,6 +64,7 @@ pub fn run(args: &CheckArgs) -> Result<(), Failure> {
     let config = Config::load(args.config.as_deref(), std::env::vars()).map_err(Failure::usage)?;
     let mut findings = vec![configuration(args, &config)];
     findings.push(Finding::of("models", models(&config)));
+    findings.extend(Task::ALL.into_iter().filter(|task| task.is_optional()).map(|task| optional(&config, task)));
     findings.push(Finding::of("camera", camera(&config)));
     findings.push(match &config.mqtt {
         Some(mqtt) => Finding::of("broker", broker(&config, mqtt)),
@@ -114,13 +116,36 @@ fn configuration(args: &CheckArgs, config: &Config) -> Finding {
 }
 
 fn models(config: &Config) -> Result<String, String> {
-    let models = Models::load(&config.models, config.nn).map_err(|error| error.to_string())?;
-    let one = |bundle: &crate::models::Bundle| {
+    let try_on = config.web.as_ref().is_some_and(|web| web.try_on);
+    let models = Models::load(&config.models, try_on, config.nn).map_err(|error| error.to_string())?;
+    let one = |bundle: &Bundle| {
         let manifest = bundle.manifest();
         format!("{} {} ({})", manifest.name, manifest.version, bundle.origin())
     };
-    let used = format!("{}, {}", one(models.detector.bundle()), one(models.derl.bundle()));
+    let used = models.bundles().map(one).collect::<Vec<_>>().join(", ");
     if models.notes.is_empty() { Ok(used) } else { Err(format!("{used} would run; {}", models.notes.join("; "))) }
+}
+
+/// A bundle that only commands and the try-on need.
+fn optional(config: &Config, task: Task) -> Finding {
+    let found = match (config.models.folder(task), &config.models.store) {
+        (None, Some(store)) => Store::new(store).look(task).map(|started| started.bundle),
+        (folder, _) => Bundle::load(task, folder),
+    };
+    let serves = match task {
+        Task::Makeup => "for `visaged synth makeup|bare` and web.try_on",
+        _ => "for `visaged embed`; the daemon does not load it",
+    };
+    match found {
+        Ok(bundle) => {
+            let detail = format!("{} {} ({}): {serves}", task, bundle.version(), bundle.origin());
+            Finding::of(task.name(), Ok(detail))
+        }
+        Err(BundleError { fault: BundleFault::Absent, .. }) => {
+            Finding::off(task.name(), &format!("no bundle is installed or inside this program: {serves}"))
+        }
+        Err(error) => Finding::of(task.name(), Err(error.to_string())),
+    }
 }
 
 /// Opens the source, and takes one frame through the conversion.

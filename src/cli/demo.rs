@@ -17,6 +17,7 @@ use crate::config::{
 };
 use crate::daemon::{Daemon, OpenSource, Parts, StartError};
 use crate::mirror::web::WebError;
+use crate::models::{Bundle, Task};
 use crate::mqtt::broker::Broker;
 use crate::mqtt::{Published, Tap};
 use crate::nn::Settings;
@@ -104,7 +105,7 @@ fn config(broker: &Broker, page: Option<SocketAddr>, nn: Settings) -> Config {
             ..MqttConfig::default()
         }),
         report: ReportConfig { summary_every: Some(Duration::from_secs(10)), ..ReportConfig::default() },
-        web: page.map(|listen| WebConfig { listen }),
+        web: page.map(|listen| WebConfig { listen, try_on: Bundle::is_built_in(Task::Makeup) }),
         models: ModelsConfig::BUILT_IN,
         nn,
         ..Config::default()

@@ -15,6 +15,7 @@ pub mod check;
 pub mod completions;
 #[cfg(feature = "demo")]
 pub mod demo;
+pub mod embed;
 pub mod logging;
 pub mod models;
 pub mod probe;
@@ -23,13 +24,16 @@ pub mod synth;
 
 mod drive;
 mod owner;
+mod stream;
 
 const EXAMPLES: &str = "Examples:
   visaged demo                            the whole way on the bundled clip, with a live page
   visaged probe                           which cameras are there, and what they offer
   visaged check --config visaged.toml     what would work, what would not, and why
   visaged run --config visaged.toml       the daemon
-  visaged analyze --json photo.jpg        one JSON line a picture";
+  visaged analyze --json photo.jpg        one JSON line a picture
+  visaged embed --json photos/            whose faces these are, as embeddings
+  visaged synth makeup me.jpg --reference star.jpg -o me-made-up.jpg";
 
 /// Reads emotions from faces on the device, by de-expression, and reports over MQTT.
 #[derive(Debug, Parser)]
@@ -45,6 +49,7 @@ enum Command {
     #[cfg(feature = "demo")]
     Demo(demo::DemoArgs),
     Analyze(analyze::AnalyzeArgs),
+    Embed(embed::EmbedArgs),
     Synth(synth::SynthArgs),
     /// List cameras, what they offer, and what would be taken
     Probe(probe::ProbeArgs),
@@ -130,6 +135,7 @@ pub fn main() -> ExitCode {
         #[cfg(feature = "demo")]
         Command::Demo(args) => demo::run(&args),
         Command::Analyze(args) => analyze::run(&args),
+        Command::Embed(args) => embed::run(&args),
         Command::Synth(args) => synth::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Models(args) => models::run(&args),

@@ -21,19 +21,66 @@ use crate::models::archive;
 use crate::models::store::{
     Control, Expected, InstallError, Installed, Listed, Place, Progress, Request, SlotState, Source, StoreError,
 };
-use crate::models::{Bundle, Store, StoreSettings, Task};
+use crate::models::{Bundle, Store, StoreSettings, Task, Version};
 use crate::nn::{Plan, Settings};
 use crate::selftest::{self, InAnotherProcess};
+use crate::synthesis::identity::IdentityModel;
+use crate::synthesis::makeup::{Makeup, MakeupModel};
 
 /// Bundles in place of the built-in ones.
 #[derive(Clone, Debug, Default, Args)]
 pub struct BundleArgs {
-    /// Folder of a detector bundle to use in place of the built-in one
-    #[arg(long, value_name = "DIR")]
-    pub detector: Option<PathBuf>,
+    #[command(flatten)]
+    detector: DetectorArgs,
     /// Folder of a derl bundle to use in place of the built-in one
     #[arg(long, value_name = "DIR")]
     pub derl: Option<PathBuf>,
+}
+
+/// A detector in place of the built-in one.
+#[derive(Clone, Debug, Default, Args)]
+pub struct DetectorArgs {
+    /// Folder of a detector bundle to use in place of the built-in one
+    #[arg(long, value_name = "DIR")]
+    pub detector: Option<PathBuf>,
+}
+
+impl DetectorArgs {
+    /// The detector's network.
+    ///
+    /// # Errors
+    /// [`Failure`] with exit 1 where the bundle is refused.
+    pub fn model(&self) -> Result<DetectorModel, Failure> {
+        let bundle = Bundle::load(Task::Detector, self.detector.as_deref()).map_err(Failure::failed)?;
+        DetectorModel::new(bundle, settings()?).map_err(Failure::failed)
+    }
+}
+
+/// The bundle of a task that the program can do without.
+#[derive(Clone, Debug, Default, Args)]
+pub struct OptionalBundle {
+    /// Folder of a bundle to use in place of the one that is installed or built in
+    #[arg(long, value_name = "DIR")]
+    pub bundle: Option<PathBuf>,
+}
+
+impl OptionalBundle {
+    /// The bundle: of the folder that was named, else the one that is installed, where this user may read it, else the one inside
+    /// the program.
+    ///
+    /// # Errors
+    /// [`Failure`] with exit 1 where there is none, or it is refused.
+    pub fn load(&self, task: Task) -> Result<Bundle, Failure> {
+        if let Some(folder) = &self.bundle {
+            return Bundle::load(task, Some(folder)).map_err(Failure::failed);
+        }
+        let config = std::env::var_os("VISAGED_CONFIG").map(PathBuf::from);
+        let models = Config::load(config.as_deref(), std::env::vars()).map_err(Failure::usage)?.models;
+        match &models.store {
+            Some(store) => Store::new(store).look(task).map(|found| found.bundle).map_err(Failure::failed),
+            None => Bundle::load(task, None).map_err(Failure::failed),
+        }
+    }
 }
 
 impl BundleArgs {
@@ -42,8 +89,7 @@ impl BundleArgs {
     /// # Errors
     /// [`Failure`] with exit 1 where the bundle is refused.
     pub fn detector_model(&self) -> Result<DetectorModel, Failure> {
-        let bundle = Bundle::load(Task::Detector, self.detector.as_deref()).map_err(Failure::failed)?;
-        DetectorModel::new(bundle, settings()?).map_err(Failure::failed)
+        self.detector.model()
     }
 
     /// The network for de-expression.
@@ -167,7 +213,7 @@ struct InstallArgs {
 
 #[derive(Debug, Args)]
 struct RollbackArgs {
-    /// detector or derl
+    /// detector, derl, identity or makeup
     #[arg(value_name = "TASK", value_parser = task)]
     task: Task,
     #[command(flatten)]
@@ -178,7 +224,7 @@ struct RollbackArgs {
 }
 
 fn task(name: &str) -> Result<Task, String> {
-    Task::from_name(name).ok_or_else(|| format!("there are {}", Task::ALL.map(Task::name).join(" and ")))
+    Task::from_name(name).ok_or_else(|| format!("there are {}", Task::names()))
 }
 
 /// One bundle, as it is listed.
@@ -264,8 +310,10 @@ impl Shown {
         Self::of(path.display().to_string(), Bundle::open(path).map_err(Failure::failed))
     }
 
-    fn built_in(task: Task) -> Self {
-        Self::of(format!("built-in {task}"), Bundle::built_in(task).map_err(Failure::failed))
+    /// `None` where the program was built without it.
+    fn built_in(task: Task) -> Option<Self> {
+        let bundle = || Bundle::built_in(task).map_err(Failure::failed);
+        Bundle::is_built_in(task).then(|| Self::of(format!("built-in {task}"), bundle()))
     }
 
     fn installed(task: Task, listed: Listed) -> Self {
@@ -319,22 +367,18 @@ fn of_this_device(config: &ModelsConfig) -> Result<Vec<Shown>, Failure> {
     let store = config.store.as_ref().map(Store::new);
     let mut all = Vec::new();
     for task in Task::ALL {
-        let folder = match task {
-            Task::Detector => &config.detector,
-            Task::Derl => &config.derl,
-        };
-        let mut shown: Vec<Shown> = folder.iter().map(|path| Shown::folder(path)).collect();
+        let mut shown: Vec<Shown> = config.folder(task).into_iter().map(Shown::folder).collect();
         match store.as_ref().map(|store| store.list(task)) {
             None => {}
             Some(Ok(listed)) => shown.extend(listed.into_iter().map(|listed| Shown::installed(task, listed))),
             // This user may not read it, the daemon may: what is in use is not known then.
             Some(Err(error)) => {
                 all.push(Shown::of(format!("installed {task}"), Err(Failure::failed(error))));
-                all.push(Shown::built_in(task));
+                all.extend(Shown::built_in(task));
                 continue;
             }
         }
-        shown.push(Shown::built_in(task));
+        shown.extend(Shown::built_in(task));
         all.extend(Shown::use_first(shown));
     }
     Ok(all)
@@ -351,7 +395,13 @@ fn verify(args: &VerifyArgs) -> Result<(), Failure> {
     };
     show(shown, args.json, Some(()), |bundle| {
         let int8 = prepared(bundle, nn)?;
-        let present = Bundle::load(bundle.manifest().task, args.against.as_deref()).map_err(Failure::failed)?;
+        let task = bundle.manifest().task;
+        let present = match &args.against {
+            // With no other to be measured by, it is its own measure.
+            None if !Bundle::is_built_in(task) => Ok(bundle.clone()),
+            against => Bundle::load(task, against.as_deref()),
+        };
+        let present = present.map_err(Failure::failed)?;
         selftest::run(bundle, &present, nn).map_err(Failure::failed)?;
         Ok(int8)
     })
@@ -474,6 +524,12 @@ fn prepared(bundle: &Bundle, nn: Settings) -> Result<Option<Int8>, Failure> {
             Ok(Int8::of(&model.plan(CANVAS_PX.0, CANVAS_PX.1).map_err(Failure::failed)?))
         }
         Task::Derl => Ok(Int8::of(DerlModel::new(bundle.clone(), nn).map_err(Failure::failed)?.plan())),
+        Task::Identity => Ok(Int8::of(IdentityModel::new(bundle.clone(), nn).map_err(Failure::failed)?.plan())),
+        Task::Makeup => {
+            // Both halves; what is shown is the larger one, which needs a reference.
+            MakeupModel::new(bundle.clone(), Makeup::Bare, nn).map_err(Failure::failed)?;
+            Ok(Int8::of(MakeupModel::new(bundle.clone(), Makeup::Applied, nn).map_err(Failure::failed)?.plan()))
+        }
     }
 }
 
@@ -520,9 +576,13 @@ fn install(args: &InstallArgs) -> Result<(), Failure> {
     let installed = store.install(request, &test, Timestamp::now(), control).map_err(refused)?;
     let Installed { version, previous, .. } = &installed;
     let task = installed.task.0;
-    let text =
-        format!("{task} {version} is installed (before: {previous}); on trial from the next start of the daemon");
+    let before = before(*previous);
+    let text = format!("{task} {version} is installed (before: {before}); on trial from the next start of the daemon");
     result(&installed, text, &config, args.json)
+}
+
+fn before(version: Version) -> String {
+    if version == Version::NONE { "none".into() } else { version.to_string() }
 }
 
 /// Without a key nothing can be installed: that is a matter of configuration.
@@ -584,20 +644,17 @@ fn rollback(args: &RollbackArgs) -> Result<(), Failure> {
     let (settings, config) = args.config.store()?;
     let store = to_change(&settings)?;
     let rolled = store.rollback(args.task, Timestamp::now()).map_err(|error: StoreError| Failure::failed(error))?;
-    let text = format!(
-        "{} {} runs from the next start of the daemon (before: {})",
-        args.task, rolled.version, rolled.previous
-    );
+    let (task, left) = (args.task, rolled.previous);
+    let text = match rolled.version == Version::NONE {
+        false => format!("{task} {} runs from the next start of the daemon (before: {left})", rolled.version),
+        true => format!("no {task} bundle runs from the next start of the daemon (before: {left})"),
+    };
     result(&rolled, text, &config, args.json)
 }
 
 /// What was done; and that it has no effect, where a folder is configured.
 fn result(done: &Installed, text: String, config: &ModelsConfig, json: bool) -> Result<(), Failure> {
-    let folder = match done.task.0 {
-        Task::Detector => &config.detector,
-        Task::Derl => &config.derl,
-    };
-    if let Some(folder) = folder {
+    if let Some(folder) = config.folder(done.task.0) {
         eprintln!("visaged: models.{} = {}: that bundle goes over the store", done.task.0, folder.display());
     }
     match json {

@@ -17,9 +17,11 @@ use super::stage::Supervision;
 use crate::config::ModelsConfig;
 use crate::expression::derl::DerlModel;
 use crate::face::detect::DetectorModel;
-use crate::models::store::Started;
+use crate::models::store::{SlotState, Started};
 use crate::models::{Bundle, Origin, Store, Task, Version};
 use crate::nn;
+use crate::synthesis::SynthesisError;
+use crate::synthesis::makeup::{Makeup, MakeupModel};
 use crate::telemetry::Telemetry;
 
 /// A store that could not be written to is asked again after this.
@@ -34,27 +36,36 @@ pub struct Models {
     pub detector: DetectorModel,
     /// Reads them.
     pub derl: DerlModel,
+    /// Puts make-up on for the live page; `None` where that is off, or there is no bundle for it.
+    pub makeup: Option<MakeupModels>,
     /// What went wrong before these were found, for people; while it is not empty the daemon says `degraded`.
     pub notes: Vec<String>,
 }
 
 impl Models {
-    /// Reads the bundles that a daemon would take, to be run as `nn` says; changes nothing.
+    /// Reads the bundles that a daemon would take, to be run as `nn` says, that for make-up only for a `try_on`; changes nothing.
     ///
     /// # Errors
     /// [`StartError`] naming the bundle and what is wrong with it.
-    pub fn load(config: &ModelsConfig, nn: nn::Settings) -> Result<Self, StartError> {
-        Chooser { config, start: None }.choose(nn).map(|(models, _)| models)
+    pub fn load(config: &ModelsConfig, try_on: bool, nn: nn::Settings) -> Result<Self, StartError> {
+        Chooser { config, try_on, start: None }.choose(nn).map(|(models, _)| models)
+    }
+
+    /// The bundles in use.
+    pub fn bundles(&self) -> impl Iterator<Item = &Bundle> {
+        let makeup = self.makeup.as_ref().map(|makeup| makeup.applied.bundle());
+        [self.detector.bundle(), self.derl.bundle()].into_iter().chain(makeup)
     }
 
     /// Reads the bundles for a daemon that starts now, and counts the start of what is on trial.
     pub(super) fn start(
         config: &ModelsConfig,
+        try_on: bool,
         nn: nn::Settings,
         machine_boot: &str,
         now: Timestamp,
     ) -> Result<(Self, Trials), StartError> {
-        let (models, on_trial) = Chooser { config, start: Some((machine_boot, now)) }.choose(nn)?;
+        let (models, on_trial) = Chooser { config, try_on, start: Some((machine_boot, now)) }.choose(nn)?;
         models.notes.iter().for_each(|note| tracing::error!("{note}"));
         let store = config.store.as_ref().map(Store::new);
         Ok((models, Trials { store, on_trial, ..Trials::default() }))
@@ -63,6 +74,7 @@ impl Models {
 
 struct Chooser<'a> {
     config: &'a ModelsConfig,
+    try_on: bool,
     /// Run of the machine and time, where the daemon really starts.
     start: Option<(&'a str, Timestamp)>,
 }
@@ -76,7 +88,30 @@ impl Chooser<'_> {
         let folder = self.config.derl.as_deref();
         let derl =
             self.prepare(Task::Derl, folder, &mut notes, &mut on_trial, |bundle| Ok(DerlModel::new(bundle, nn)?))?;
-        Ok((Models { detector, derl, notes }, on_trial))
+        let makeup = if self.try_on { self.makeup(&mut notes, &mut on_trial, nn) } else { None };
+        self.keep_unused();
+        Ok((Models { detector, derl, makeup, notes }, on_trial))
+    }
+
+    /// The daemon does its work without it.
+    fn makeup(&self, notes: &mut Vec<String>, on_trial: &mut Vec<OnTrial>, nn: nn::Settings) -> Option<MakeupModels> {
+        let folder = self.config.makeup.as_deref();
+        let models = self.prepare(Task::Makeup, folder, notes, on_trial, |bundle| Ok(MakeupModels::new(&bundle, nn)?));
+        models.map_err(|error| notes.push(format!("web.try_on: {error}"))).ok()
+    }
+
+    /// What the daemon does not run has passed all that it can pass: its self-test, when it was installed.
+    fn keep_unused(&self) {
+        let (Some(settings), Some(_)) = (&self.config.store, self.start) else { return };
+        let store = Store::new(settings);
+        let unused = |task: &Task| task.is_optional() && !(*task == Task::Makeup && self.try_on);
+        for task in Task::ALL.into_iter().filter(unused) {
+            let listed = store.list(task).unwrap_or_default();
+            let Some(trial) = listed.iter().find(|listed| listed.state == SlotState::Trial) else { continue };
+            if let Err(error) = store.keep(task, trial.version) {
+                tracing::warn!(%task, version = %trial.version, %error, "its trial goes on");
+            }
+        }
     }
 
     fn prepare<M>(
@@ -122,6 +157,24 @@ impl Chooser<'_> {
             }
         }
         prepare(Bundle::built_in(task)?)
+    }
+}
+
+/// Both halves of a make-up bundle.
+#[derive(Clone, Debug)]
+pub struct MakeupModels {
+    /// Puts a reference's make-up on.
+    pub applied: MakeupModel,
+    /// Takes make-up off.
+    pub bare: MakeupModel,
+}
+
+impl MakeupModels {
+    fn new(bundle: &Bundle, nn: nn::Settings) -> Result<Self, SynthesisError> {
+        Ok(Self {
+            applied: MakeupModel::new(bundle.clone(), Makeup::Applied, nn)?,
+            bare: MakeupModel::new(bundle.clone(), Makeup::Bare, nn)?,
+        })
     }
 }
 
@@ -184,6 +237,9 @@ impl Trials {
             let (stage, failures) = match trial.task {
                 Task::Detector => ("faces", &telemetry.detector_failures),
                 Task::Derl => ("expression", &telemetry.derl_failures),
+                Task::Makeup => ("web", &telemetry.makeup_failures),
+                // Never on trial here.
+                Task::Identity => return None,
             };
             if let Some(restart) = restart.as_ref().filter(|restart| restart.stage == stage) {
                 return Some((*trial, format!("stage {stage} panicked: {}", restart.message)));

@@ -60,7 +60,7 @@ impl Figures {
             version: env!("CARGO_PKG_VERSION").into(),
             board: Some(system::board()),
             camera: self.camera.description(),
-            models: vec![model_info(models.detector.bundle()), model_info(models.derl.bundle())],
+            models: models.bundles().map(model_info).collect(),
             capabilities: self.capabilities(),
         }
     }

@@ -44,13 +44,14 @@ use crate::face::detect::DetectorError;
 use crate::frame::{CaptureTime, Frame};
 use crate::mailbox::Mailbox;
 use crate::mirror::web::{self, Page, Server, WebError};
-use crate::mirror::{Hub, Status as HubStatus};
+use crate::mirror::{Hub, Status as HubStatus, TryOn};
 use crate::models::BundleError;
 use crate::mqtt::{
     self, Client, CommandSink, DiskSettings, MemorySettings, Spool, SpoolError, Status, Tap, Topics, payload,
 };
 use crate::pool::Pool;
 use crate::report::{Boot, Event, Moment, Reporter};
+use crate::synthesis::SynthesisError;
 use crate::telemetry::Telemetry;
 
 use self::bundles::Trials;
@@ -85,6 +86,9 @@ pub enum StartError {
     /// The expression network could not be prepared.
     #[error(transparent)]
     Derl(#[from] ReadError),
+    /// The make-up networks could not be prepared.
+    #[error(transparent)]
+    Makeup(#[from] SynthesisError),
     /// The MQTT client could not start.
     #[error(transparent)]
     Mqtt(#[from] mqtt::StartError),
@@ -172,8 +176,13 @@ impl Daemon {
     /// # Errors
     /// [`StartError`] for what no waiting cures.
     pub fn start(config: Config, parts: Parts) -> Result<Self, StartError> {
-        let (models, trials) =
-            Models::start(&config.models, config.nn, &system::machine_boot(), jiff::Timestamp::now())?;
+        let (models, trials) = Models::start(
+            &config.models,
+            tries_on(&config),
+            config.nn,
+            &system::machine_boot(),
+            jiff::Timestamp::now(),
+        )?;
         let topics = Topics::new(&config.device)?;
         let boot = Boot::random();
         let hub = config.web.as_ref().map(|_| Hub::new());
@@ -481,6 +490,11 @@ pub fn waits_for_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     sections.into_iter().filter(|(_, differs)| *differs).map(|(section, _)| section).collect()
 }
 
+/// Whether make-up may be drawn on the faces that the live page shows.
+fn tries_on(config: &Config) -> bool {
+    config.web.as_ref().is_some_and(|web| web.try_on)
+}
+
 /// One plain line for the live page.
 fn consent_notice(consent: payload::Consent) -> String {
     match consent {
@@ -603,9 +617,18 @@ fn start_page(config: &Config, context: &Context) -> Result<Option<Server>, Star
     let (Some(web), Some(hub)) = (&config.web, &context.hub) else { return Ok(None) };
     let page =
         Page { device: format!("{}/{}", config.device.site, config.device.name), mirrored: config.camera.mirror };
-    let server = Server::start("web", web.listen, web::router(hub.clone(), &page))?;
+    let server = Server::start("web", web.listen, web::router(hub.clone(), &page, try_on(context)))?;
     tracing::info!(address = %server.address(), "the live page is served");
     Ok(Some(server))
+}
+
+/// `None` where it is off, or there is no bundle for it.
+fn try_on(context: &Context) -> Option<TryOn> {
+    let models = &context.models;
+    let makeup = models.makeup.clone()?;
+    let telemetry = Arc::clone(&context.telemetry);
+    let failed = move || Telemetry::count(&telemetry.makeup_failures);
+    Some(TryOn::new(models.detector.clone(), makeup.applied, makeup.bare, failed))
 }
 
 fn start_metrics(config: &Config, context: &Context) -> Result<Option<Server>, StartError> {

@@ -217,6 +217,11 @@ impl Hub {
         }
     }
 
+    /// Has every page told how things are, at once.
+    pub(super) fn tell_all(&self) {
+        self.shared.status.send_modify(|_| {});
+    }
+
     /// The line, where there is one.
     pub(super) fn current_notice(&self) -> Option<String> {
         lock(&self.shared.notice).clone()

@@ -2,7 +2,8 @@
 //!
 //! Invariants: a picture is encoded once for all viewers, at most [`FRAMES_PER_SECOND`] times a second, and not at all while nobody
 //! watches; each viewer gets the newest picture when its connection has room, so a slow one delays nobody; connections are bounded
-//! in number and cut when nothing can be written for a while; the async runtime lives in one thread that ends when told.
+//! in number and cut when nothing can be written for a while; the async runtime lives in one thread that ends when told. What comes in is
+//! a wish for the try-on alone, from this page alone, and only where there is a try-on; its pictures are bounded before they are read.
 
 use std::convert::Infallible;
 use std::io;
@@ -14,22 +15,24 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::{Path, Request, State};
+use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use futures_util::stream;
 use jpeg_encoder::{ColorType, Encoder, EncodingError};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::time::{Instant, Sleep};
 
 use super::hub::{Hub, Message, Snapshot, Status, Watcher};
+use super::try_on::{MOST_BYTES, Painter, ReferenceError, Show, TryOn, TryOnState};
 use crate::expression::{Emotion, NEUTRAL_SIDE_PX, ObservedFace};
 use crate::frame::{RgbImage, Scaler};
+use crate::picture::PictureError;
 
 /// Pictures and observations a second, at most.
 pub const FRAMES_PER_SECOND: u32 = 15;
@@ -68,6 +71,9 @@ const SYNTHETIC_MARK: &[u8] = b"http://ns.adobe.com/xap/1.0/\0\
 <rdf:Description rdf:about=\"\" xmlns:Iptc4xmpExt=\"http://iptc.org/std/Iptc4xmpExt/2008-02-29/\" \
 Iptc4xmpExt:DigitalSourceType=\"http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia\"/>\
 </rdf:RDF></x:xmpmeta>";
+
+/// The page sends it with what it asks for. A page from elsewhere cannot: a browser would ask us first, and is told nothing.
+const OWN_PAGE: &str = "visaged-page";
 
 const BOUNDARY: &str = "visaged-frame";
 
@@ -202,9 +208,9 @@ impl Drop for Server {
     }
 }
 
-/// `/` with its files, `/stream.mjpg`, `/events`, `/neutral/{track}.jpg` and `/healthz`, fed by `hub`. To be served within a tokio runtime;
-/// [`Server::start`] adds the headers and the checks.
-pub fn router(hub: Hub, page: &Page) -> Router {
+/// `/` with its files, `/stream.mjpg`, `/events`, `/neutral/{track}.jpg` and `/healthz`, fed by `hub`; with a `try_on` also `/try-on` and
+/// `/try-on/reference`, which set it. To be served within a tokio runtime; [`Server::start`] adds the headers and the checks.
+pub fn router(hub: Hub, page: &Page, try_on: Option<TryOn>) -> Router {
     let html = PAGE_HTML.replace("data-mirrored=\"false\"", &format!("data-mirrored=\"{}\"", page.mirrored));
     let (pictures, observations) = (watch::Sender::new(None), watch::Sender::new(None));
     let feed = Feed {
@@ -214,8 +220,15 @@ pub fn router(hub: Hub, page: &Page) -> Router {
         snapshot: Mutex::default(),
         pump_runs: Mutex::new(false),
         hello: event("hello", &Hello::new(page)),
+        try_on,
     };
-    Router::new()
+    let wishes = match &feed.try_on {
+        None => Router::new(),
+        Some(_) => Router::new()
+            .route("/try-on", post(set_try_on))
+            .route("/try-on/reference", post(take_reference).delete(forget_reference)),
+    };
+    wishes
         .route("/", get(async move || typed("text/html; charset=utf-8", html.clone())))
         .route("/page.css", get(async || typed("text/css; charset=utf-8", PAGE_CSS)))
         .route("/page.js", get(async || typed("text/javascript; charset=utf-8", PAGE_JS)))
@@ -290,6 +303,7 @@ struct Feed {
     snapshot: Mutex<Snapshot>,
     pump_runs: Mutex<bool>,
     hello: Bytes,
+    try_on: Option<TryOn>,
 }
 
 impl Feed {
@@ -321,6 +335,7 @@ impl Drop for PumpRun {
 async fn pump(run: PumpRun) {
     let feed = &run.0;
     let mut encoder = PictureEncoder::default();
+    let mut painter = feed.try_on.clone().map(Painter::new);
     let mut due = Instant::now();
     loop {
         feed.hub.fresh().await;
@@ -335,13 +350,17 @@ async fn pump(run: PumpRun) {
         tokio::time::sleep_until(due).await;
         let picture = {
             let mut snapshot = lock(&feed.snapshot);
-            let Some(picture) = feed.hub.take(&mut snapshot) else { continue };
+            let Some(mut picture) = feed.hub.take(&mut snapshot) else { continue };
             feed.observations.send_replace(Some(event("observation", &ObservationEvent::new(&snapshot))));
-            picture
+            due = Instant::now() + FRAME_INTERVAL;
+            let drawn = match (&mut painter, &mut picture) {
+                (Some(painter), Some(picture)) => painter.draw(picture, snapshot.faces()),
+                _ => false,
+            };
+            picture.map(|picture| (picture, drawn))
         };
-        due = Instant::now() + FRAME_INTERVAL;
-        if let Some(picture) = picture {
-            match encoder.part(&picture) {
+        if let Some((picture, synthetic)) = picture {
+            match encoder.part(&picture, synthetic) {
                 Ok(part) => drop(feed.pictures.send_replace(Some(part))),
                 Err(error) => tracing::warn!(%error, "a picture for the live page could not be encoded"),
             }
@@ -357,14 +376,19 @@ struct PictureEncoder {
 }
 
 impl PictureEncoder {
-    /// The picture as one part of the multipart stream, the next boundary included: browsers show a part once they see its end.
-    fn part(&mut self, picture: &RgbImage) -> Result<Bytes, EncodingError> {
+    /// The picture as one part of the multipart stream, the next boundary included: browsers show a part once they see its end. One that is
+    /// synthetic in part is marked so.
+    fn part(&mut self, picture: &RgbImage, synthetic: bool) -> Result<Bytes, EncodingError> {
         let mut jpeg = Vec::with_capacity(self.size_hint_bytes);
         let picture =
             if picture.width_px.max(picture.height_px) > LONGEST_SIDE_PX { self.scaled(picture) } else { picture };
         // The longest side fits into 16 bits by now.
         let (width, height) = (picture.width_px as u16, picture.height_px as u16);
-        Encoder::new(&mut jpeg, PICTURE_QUALITY).encode(&picture.data, width, height, ColorType::Rgb)?;
+        let mut encoder = Encoder::new(&mut jpeg, PICTURE_QUALITY);
+        if synthetic {
+            encoder.add_app_segment(1, SYNTHETIC_MARK.to_vec())?;
+        }
+        encoder.encode(&picture.data, width, height, ColorType::Rgb)?;
         let mut part = format!("Content-Type: image/jpeg\r\nContent-Length: {}\r\n\r\n", jpeg.len()).into_bytes();
         part.reserve_exact(jpeg.len() + BOUNDARY.len() + 6);
         part.extend_from_slice(&jpeg);
@@ -427,6 +451,7 @@ async fn stream_events(State(feed): State<Arc<Feed>>) -> Response {
     let viewer = EventViewer {
         hello: Some(feed.hello.clone()),
         hub: feed.hub.clone(),
+        try_on: feed.try_on.clone(),
         observations,
         message_count,
         status,
@@ -445,6 +470,7 @@ async fn stream_events(State(feed): State<Arc<Feed>>) -> Response {
 struct EventViewer {
     hello: Option<Bytes>,
     hub: Hub,
+    try_on: Option<TryOn>,
     observations: watch::Receiver<Option<Bytes>>,
     message_count: watch::Receiver<u64>,
     status: watch::Receiver<Status>,
@@ -507,6 +533,7 @@ impl EventViewer {
                 notice: self.hub.current_notice(),
                 fps,
                 latency_ms: rounded(self.hub.latency().as_secs_f32() * 1e3),
+                try_on: self.try_on.as_ref().map(TryOn::state),
             },
         )
     }
@@ -649,6 +676,8 @@ struct StatusEvent<'a> {
     /// Frames a second through the pipeline; `null` within the first second.
     fps: Option<f32>,
     latency_ms: f32,
+    /// `null` where there is none.
+    try_on: Option<TryOnState>,
 }
 
 /// Four decimals are enough for a screen.
@@ -705,6 +734,83 @@ fn neutral_jpeg(luminance: &[u8]) -> Result<Vec<u8>, EncodingError> {
     encoder.add_app_segment(1, SYNTHETIC_MARK.to_vec())?;
     encoder.encode(luminance, NEUTRAL_SIDE_PX as u16, NEUTRAL_SIDE_PX as u16, ColorType::Luma)?;
     Ok(jpeg)
+}
+
+// ---- /try-on ----
+
+/// `POST /try-on?show=nothing|makeup|bare&strength=0..1`
+#[derive(Deserialize)]
+struct TryOnWish {
+    show: Option<String>,
+    strength: Option<f32>,
+}
+
+type Refused = (StatusCode, String);
+
+/// The try-on, for a request of this very page.
+fn own_try_on<'a>(feed: &'a Feed, headers: &HeaderMap) -> Result<&'a TryOn, Refused> {
+    if !headers.contains_key(OWN_PAGE) {
+        return Err((StatusCode::FORBIDDEN, format!("only the page itself may ask for this (header {OWN_PAGE})\n")));
+    }
+    feed.try_on.as_ref().ok_or_else(|| (StatusCode::NOT_FOUND, "there is no try-on\n".into()))
+}
+
+async fn set_try_on(
+    State(feed): State<Arc<Feed>>,
+    Query(wish): Query<TryOnWish>,
+    headers: HeaderMap,
+) -> Result<StatusCode, Refused> {
+    let try_on = own_try_on(&feed, &headers)?;
+    let show = match wish.show.as_deref().map(|name| Show::from_name(name).ok_or(name)) {
+        Some(Err(_)) => return Err((StatusCode::BAD_REQUEST, "show takes nothing, makeup or bare\n".into())),
+        Some(Ok(show)) => Some(show),
+        None => None,
+    };
+    if !try_on.set(show, wish.strength) {
+        return Err((StatusCode::CONFLICT, "no reference picture yet: choose one first\n".into()));
+    }
+    feed.hub.tell_all();
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn forget_reference(State(feed): State<Arc<Feed>>, headers: HeaderMap) -> Result<StatusCode, Refused> {
+    own_try_on(&feed, &headers)?.forget_reference();
+    feed.hub.tell_all();
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn take_reference(State(feed): State<Arc<Feed>>, request: Request) -> Result<StatusCode, Refused> {
+    let try_on = own_try_on(&feed, request.headers())?.clone();
+    // Before anything is read, so that pictures that wait take no memory.
+    let Ok(_turn) = try_on.turn().try_acquire() else {
+        return Err((StatusCode::TOO_MANY_REQUESTS, "another picture is being looked at: try again\n".into()));
+    };
+    let too_large =
+        || (StatusCode::PAYLOAD_TOO_LARGE, format!("the picture's file is larger than {} MiB\n", MOST_BYTES >> 20));
+    let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    if announced.is_some_and(|bytes: u64| bytes > MOST_BYTES as u64) {
+        return Err(too_large());
+    }
+    let bytes = axum::body::to_bytes(request.into_body(), MOST_BYTES).await.map_err(|_| too_large())?;
+    let worker = try_on.clone();
+    match tokio::task::spawn_blocking(move || worker.take_reference(&bytes)).await {
+        Ok(Ok(())) => {
+            feed.hub.tell_all();
+            Ok(StatusCode::NO_CONTENT)
+        }
+        Ok(Err(error)) => Err((refusal(&error), format!("{error}\n"))),
+        Err(_) => Err((StatusCode::UNPROCESSABLE_ENTITY, "the picture could not be looked at\n".into())),
+    }
+}
+
+fn refusal(error: &ReferenceError) -> StatusCode {
+    match error {
+        ReferenceError::NotAPicture(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        ReferenceError::Picture(PictureError::TooManyPixels { .. } | PictureError::TooManyBytes { .. }) => {
+            StatusCode::PAYLOAD_TOO_LARGE
+        }
+        _ => StatusCode::UNPROCESSABLE_ENTITY,
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -805,6 +911,7 @@ mod tests {
     use std::io::{Read, Write};
     use std::sync::atomic::{AtomicBool, Ordering};
 
+    use super::super::try_on::tests::{portrait, try_on};
     use super::*;
     use crate::expression::{Observation, Probabilities};
     use crate::face::{Face, Landmarks, Rect, TrackId};
@@ -818,7 +925,28 @@ mod tests {
     }
 
     fn serve(hub: &Hub) -> Server {
-        Server::start("web", "127.0.0.1:0".parse().unwrap(), router(hub.clone(), &page())).unwrap()
+        Server::start("web", "127.0.0.1:0".parse().unwrap(), router(hub.clone(), &page(), None)).unwrap()
+    }
+
+    fn serve_try_on(hub: &Hub) -> (Server, TryOn) {
+        let (try_on, _) = try_on();
+        let routes = router(hub.clone(), &page(), Some(try_on.clone()));
+        (Server::start("web", "127.0.0.1:0".parse().unwrap(), routes).unwrap(), try_on)
+    }
+
+    /// Posts a body; gives the status and the text.
+    fn post(server: &Server, line: &str, header: &str, body: &[u8]) -> (u16, String) {
+        let mut stream = std::net::TcpStream::connect(server.address()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let length = body.len();
+        let head = format!("{line} HTTP/1.0\r\nHost: localhost\r\n{header}Content-Length: {length}\r\n\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        // A body that is too large need not be read to its end.
+        let _ = stream.write_all(body);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        let text = String::from_utf8_lossy(&answer).into_owned();
+        (text.split(' ').nth(1).unwrap_or_default().parse().unwrap_or(0), text)
     }
 
     fn observation(frame_seq: u64, width_px: u32, height_px: u32) -> Observation {
@@ -957,6 +1085,76 @@ mod tests {
     fn nothing_can_be_posted() {
         let server = serve(&Hub::new());
         assert!(answer(&server, "POST /", "localhost").0.contains(" 405 "));
+    }
+
+    const OWN: &str = "visaged-page: 1\r\n";
+
+    #[test]
+    fn a_reference_is_taken_from_this_page_alone_and_what_is_no_picture_or_too_large_is_refused() {
+        let hub = Hub::new();
+        let (server, try_on) = serve_try_on(&hub);
+        let upload = |header: &str, body: &[u8]| post(&server, "POST /try-on/reference", header, body);
+        assert_eq!(upload("", &portrait()).0, 403);
+        assert!(!try_on.state().reference);
+        let (status, text) = upload(OWN, b"<svg onload='alert(1)'/>");
+        assert!(status == 415 && text.contains("not a picture"), "{text}");
+        assert_eq!(upload(OWN, &portrait()[..3000]).0, 422);
+        assert_eq!(upload(OWN, &portrait()).0, 204);
+        let state = try_on.state();
+        assert!(state.reference && state.show == Show::Makeup);
+        assert_eq!(post(&server, "DELETE /try-on/reference", OWN, b"").0, 204);
+        assert!(!try_on.state().reference);
+    }
+
+    #[test]
+    fn an_upload_beyond_the_bound_is_refused_without_being_read_and_one_at_a_time_is_looked_at() {
+        let (server, try_on) = serve_try_on(&Hub::new());
+        let mut stream = std::net::TcpStream::connect(server.address()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let length = MOST_BYTES + 1;
+        let head =
+            format!("POST /try-on/reference HTTP/1.0\r\nHost: localhost\r\n{OWN}Content-Length: {length}\r\n\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        let answer = read_until(&mut stream, |bytes| bytes.ends_with(b"MiB\n"));
+        assert!(answer.starts_with(b"HTTP/1.0 413"));
+        let turn = try_on.turn().try_acquire().unwrap();
+        assert_eq!(post(&server, "POST /try-on/reference", OWN, &portrait()).0, 429);
+        drop(turn);
+        assert_eq!(post(&server, "POST /try-on/reference", OWN, &portrait()).0, 204);
+    }
+
+    #[test]
+    fn the_page_sets_what_is_drawn_and_every_viewer_is_told() {
+        let hub = Hub::new();
+        let (server, try_on) = serve_try_on(&hub);
+        let mut events = request(&server, "GET /events", "localhost");
+        read_until(&mut events, |bytes| count(bytes, br#""try_on":{"show":"nothing","strength":1.0"#) > 0);
+        assert_eq!(post(&server, "POST /try-on?show=bare&strength=0.25", "", b"").0, 403);
+        assert_eq!(post(&server, "POST /try-on?show=bare&strength=0.25", OWN, b"").0, 204);
+        read_until(&mut events, |bytes| count(bytes, br#""try_on":{"show":"bare","strength":0.25"#) > 0);
+        assert_eq!(post(&server, "POST /try-on?show=makeup", OWN, b"").0, 409);
+        assert_eq!(post(&server, "POST /try-on?show=wig", OWN, b"").0, 400);
+        assert_eq!(post(&server, "POST /try-on?strength=loud", OWN, b"").0, 400);
+        assert_eq!(try_on.state().show, Show::Bare);
+        let (head, _) = answer(&server, "GET /try-on/reference", "localhost");
+        assert!(head.contains(" 405 "), "a reference is never handed out: {head}");
+    }
+
+    #[test]
+    fn without_a_try_on_there_is_nothing_to_ask_for() {
+        let server = serve(&Hub::new());
+        assert_eq!(post(&server, "POST /try-on?show=bare", OWN, b"").0, 404);
+        assert_eq!(post(&server, "POST /try-on/reference", OWN, &portrait()).0, 404);
+    }
+
+    #[test]
+    fn a_frame_that_was_drawn_on_is_marked_as_synthetic_in_the_stream() {
+        let mut encoder = PictureEncoder::default();
+        let mut picture = RgbImage::default();
+        picture.resize(64, 48);
+        let mark = b"digitalsourcetype/compositeWithTrainedAlgorithmicMedia";
+        let marks = [true, false].map(|synthetic| count(&encoder.part(&picture, synthetic).unwrap(), mark));
+        assert_eq!(marks, [1, 0]);
     }
 
     #[test]
@@ -1108,7 +1306,8 @@ mod tests {
 
     #[test]
     fn other_routes_can_be_merged_and_are_guarded_too() {
-        let routes = router(Hub::new(), &page()).merge(Router::new().route("/metrics", get(async || "visaged_up 1\n")));
+        let routes =
+            router(Hub::new(), &page(), None).merge(Router::new().route("/metrics", get(async || "visaged_up 1\n")));
         let server = Server::start("web", "127.0.0.1:0".parse().unwrap(), routes).unwrap();
         let (head, body) = answer(&server, "GET /metrics", "localhost");
         assert!(head.contains("nosniff") && body == b"visaged_up 1\n", "{head}");

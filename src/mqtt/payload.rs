@@ -126,7 +126,7 @@ pub struct Info {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ModelInfo {
-    /// Bundle name: `detector`, `derl`.
+    /// Bundle name: `detector`, `derl`, `makeup`.
     pub name: String,
     /// Bundle version.
     pub version: String,

@@ -242,14 +242,9 @@ impl Worker {
     }
 
     fn task(&self, name: &str) -> Result<Task, Refusal> {
-        let task = Task::from_name(name)
-            .ok_or_else(|| invalid(&format!("args.task: there are {}", Task::ALL.map(Task::name).join(" and "))))?;
+        let task = Task::from_name(name).ok_or_else(|| invalid(&format!("args.task: there are {}", Task::names())))?;
         let running = self.setup.context.running.load();
-        let folder = match task {
-            Task::Detector => &running.models.detector,
-            Task::Derl => &running.models.derl,
-        };
-        match folder {
+        match running.models.folder(task) {
             None => Ok(task),
             Some(folder) => Err(Refusal::rejected(
                 ErrorCode::Forbidden,

@@ -130,6 +130,7 @@ function status(data) {
   $("fps").textContent = data.fps === null ? "–" : data.fps.toFixed(data.fps < 9.95 ? 1 : 0);
   $("latency").textContent = data.latency_ms > 0 ? `${data.latency_ms.toFixed(data.latency_ms < 10 ? 1 : 0)} ms` : "–";
   if (data.fps === 0) forgetFaces();
+  showTryOn(data.try_on);
 }
 
 // ---- one frame ----
@@ -418,6 +419,67 @@ setInterval(() => {
   drawPlot();
 }, SAMPLE_MS / 2);
 addEventListener("resize", () => (drawBoxes(), drawPlot()));
+
+// ---- the try-on ----
+
+const MOST_BYTES = 4 * 1024 * 1024; // as the daemon takes them
+const SAID = { makeup: "synthetic: make-up put on", bare: "synthetic: make-up taken off" };
+const strength = $("try-on-strength");
+let strengthTimer = 0;
+
+function showTryOn(state) {
+  $("try-on").hidden = state === null;
+  root.toggleAttribute("data-try-on", state !== null);
+  const drawn = state !== null && state.strength > 0 ? SAID[state.show] ?? "" : "";
+  $("synthetic").hidden = drawn === "";
+  $("synthetic").textContent = drawn;
+  $("live-caption").textContent = drawn === "" ? "live" : `live, ${drawn}`;
+  if (state === null) return;
+  for (const button of $("try-on-show").children) {
+    button.setAttribute("aria-pressed", String(button.dataset.show === state.show));
+    button.disabled = button.dataset.show === "makeup" && !state.reference;
+  }
+  $("try-on-forget").hidden = !state.reference;
+  // Whoever moves the slider is not pushed.
+  if (document.activeElement !== strength) strength.value = String(Math.round(state.strength * 100));
+  if (state.problem !== null) say(`turned off: ${state.problem}`);
+}
+
+function say(text) {
+  $("try-on-said").textContent = text;
+}
+
+/** Sends a wish; says why it was refused. */
+async function wish(method, path, body) {
+  try {
+    // Nobody else's page may send this header.
+    const answer = await fetch(path, { method, body, headers: { "visaged-page": "1" } });
+    say(answer.ok ? "" : (await answer.text()).trim());
+  } catch {
+    say("the daemon is away");
+  }
+}
+
+for (const button of $("try-on-show").children) {
+  button.addEventListener("click", () => wish("POST", `/try-on?show=${button.dataset.show}`));
+}
+strength.addEventListener("input", () => {
+  clearTimeout(strengthTimer);
+  strengthTimer = setTimeout(() => wish("POST", `/try-on?strength=${strength.value / 100}`), 60);
+});
+$("try-on-forget").addEventListener("click", () => wish("DELETE", "/try-on/reference"));
+$("try-on-file").addEventListener("change", async () => {
+  const [file] = $("try-on-file").files;
+  if (!file) return;
+  if (file.size > MOST_BYTES) {
+    say("the picture's file is larger than 4 MiB");
+  } else {
+    say("looking at it …");
+    await wish("POST", "/try-on/reference", file);
+  }
+  $("try-on-file").value = "";
+});
+$("try-on").addEventListener("submit", (event) => event.preventDefault());
 
 // ---- the messages ----
 

@@ -293,7 +293,7 @@ pub struct ConfigSetArgs {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct InstallArgs {
-    /// What the bundle is for: `detector`, `derl`.
+    /// What the bundle is for: `detector`, `derl`, `identity`, `makeup`.
     pub task: String,
     /// Its version.
     pub version: String,
@@ -344,7 +344,7 @@ pub struct ChunkArgs {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RollbackArgs {
-    /// What the bundle is for: `detector`, `derl`.
+    /// What the bundle is for: `detector`, `derl`, `identity`, `makeup`.
     pub task: String,
 }
 
