@@ -139,24 +139,38 @@ def styles(rng: np.random.Generator, count: int, none: float) -> torch.Tensor:
 
 
 def colours(x):
-    """White balance and tone of a camera, the same for every picture of a row ([N, 3k, H, W])."""
-    n = x.shape[0]
-    gain = torch.exp(torch.randn(n, 3, 1, 1) * 0.06).repeat(1, x.shape[1] // 3, 1, 1)
+    """White balance and tone of a camera."""
+    gain = torch.exp(torch.randn(len(x), 3, 1, 1) * 0.06)
     return augment.tone((x * gain).clamp(0, 255), 0.25, 0.2)
 
 
-def batch(material: Material, rng: np.random.Generator, count: int):
-    """(face, reference, face made up, reference bare, how much is made up, style is there) of one step, grey levels."""
-    rows = rng.choice(len(material.chance), 2 * count, p=material.chance)
-    parts = augment.affine(material.take(rows), 0.12, 0.08, 0.06)
+class Pool:
+    """Faces moved and lit at random; a few are made anew in each step, because that is dear and painting is cheap."""
+
+    def __init__(self, material: Material, rng: np.random.Generator, size: int = 384, fresh: int = 8):
+        self.material, self.rng, self.fresh, self.at = material, rng, fresh, 0
+        self.faces = torch.cat([self._more(32) for _ in range(size // 32)])
+
+    def _more(self, count: int) -> torch.Tensor:
+        rows = self.rng.choice(len(self.material.chance), count, p=self.material.chance)
+        parts = augment.affine(self.material.take(rows), 0.12, 0.08, 0.06)
+        parts[:, :3] = augment.noise(colours(parts[:, :3]), 5)
+        return parts
+
+    def take(self, count: int) -> torch.Tensor:
+        """[count, 12, 128, 128], all different."""
+        self.faces[self.at : self.at + self.fresh] = self._more(self.fresh)
+        self.at = (self.at + self.fresh) % len(self.faces)
+        return self.faces[torch.from_numpy(self.rng.permutation(len(self.faces))[:count])]
+
+
+def batch(pool: Pool, count: int):
+    """(face, reference, face made up, how much is made up) of one step, grey levels; a reference in ten wears nothing."""
+    parts = pool.take(2 * count)
     bare, light, masks = parts[:, :3], parts[:, 3:6], parts[:, 6:] / 255
-    bare = augment.noise(bare, 5)
-    chosen = styles(rng, count, 0.1).repeat(2, 1, 1)
+    chosen = styles(pool.rng, count, 0.1).repeat(2, 1, 1)
     made = paint(bare, light, masks, chosen)
-    pairs = colours(torch.cat([bare, made], 1))
-    bare, made = pairs[:, :3], pairs[:, 3:]
-    where = touched(masks, chosen)[:count]
-    return bare[:count], made[count:], made[:count], bare[count:], where
+    return bare[:count], made[count:], made[:count], touched(masks, chosen)[:count]
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -239,6 +253,7 @@ def train(args: argparse.Namespace) -> int:
         average.steps = step = s["step"]
         spent = s["spent"]
     clock, saved, shown = Clock(args.minutes, spent), time.time(), {}
+    pool = Pool(material, rng)
 
     def keep() -> dict:
         save(checkpoint, {**{k: v.state_dict() for k, v in parts.items()}, "step": step, "spent": clock.spent()})
@@ -249,16 +264,15 @@ def train(args: argparse.Namespace) -> int:
     while (progress := clock.progress()) < 1:
         for group in opt.param_groups:
             group["lr"] = rate(progress, step, peak, 100)
-        x, y, target, _, where = (last(t) for t in batch(material, rng, size))
+        x, y, target, where = (last(t) for t in batch(pool, size))
         x, y, target = x / UNIT, y / UNIT, target / UNIT
         net.train()
         applied = x + net.apply_net(x, y)
         # F learns on made-up faces, on faces without make-up, which it is to leave alone, and on what G made.
-        third = size // 4
-        before = last(torch.cat([target, x[:third], applied[third : 2 * third]]))
-        after = torch.cat([x, x[:third], x[third : 2 * third]])
+        part = size // 4
+        before = last(torch.cat([x[:part], applied[part : 2 * part], target[2 * part :]]))
+        after, area = x, torch.cat([torch.zeros_like(where[:part]), where[part:]])
         bared = before + net.bare_net(before)
-        area = torch.cat([where, torch.zeros_like(where[:third]), where[third : 2 * third]])
         loss_g, loss_f = unlike(applied, target, where), unlike(bared, after, area)
         loss = 10 * (loss_g + loss_f)
         adversarial = progress > 0.15 and step % 3 == 0

@@ -96,9 +96,9 @@ def quantise_makeup(args: argparse.Namespace) -> int:
         return 0
     material, rng = makeup.Material(args.work / "cosmetics.npz"), np.random.default_rng(args.seed)
     torch.manual_seed(args.seed)
-    batches, count = [], args.count or 128
+    batches, count, pool = [], args.count or 128, makeup.Pool(material, rng, 128)
     while len(batches) < count:
-        x, y, target, _, _ = makeup.batch(material, rng, 8)
+        x, y, target, _ = makeup.batch(pool, 8)
         # Both nets see faces with and without make-up.
         for k in range(8):
             face = x[k] if k % 2 else target[k]
