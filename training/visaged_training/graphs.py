@@ -250,7 +250,7 @@ def open_outputs(model: onnx.ModelProto) -> onnx.ModelProto:
     gone = []
     for output in out.graph.output:
         after, at = None, made_by[output.name]
-        while at.op_type in ("Sigmoid", "Reshape", "Transpose"):
+        while at.op_type in ("Sigmoid", "Reshape", "Transpose", "Flatten"):
             after, at = at, made_by[at.input[0]]
         if at.op_type != "DequantizeLinear":
             raise ValueError(f"{output.name}: no quantised convolution behind it but {at.op_type}")

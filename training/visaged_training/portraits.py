@@ -35,12 +35,17 @@ def export(module, name: str, work, *inputs) -> onnx.ModelProto:
     return model
 
 
+def halved(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """In half precision: what the repository keeps. Quantising starts from it, so that it gives the same bytes again."""
+    return {k: v.half() if v.dtype.is_floating_point else v for k, v in weights.items()}
+
+
 def encoder(args: argparse.Namespace) -> identity.Encoder:
     net = identity.Encoder()
     if args.from_bundle:
         net.load_state_dict(load_file(args.bundles / "identity" / "weights.safetensors"))
     else:
-        net.load_state_dict(torch.load(args.work / "identity.pt", weights_only=True))
+        net.load_state_dict(halved(torch.load(args.work / "identity.pt", weights_only=True)))
     return net.eval()
 
 
@@ -51,7 +56,9 @@ def changers(args: argparse.Namespace) -> makeup.Shipped:
         return net.eval()
     net = makeup.Makeup()
     net.load_state_dict(torch.load(args.work / "makeup.pt", weights_only=True))
-    return makeup.Shipped(net).eval()
+    shipped = makeup.Shipped(net)
+    shipped.load_state_dict(halved(shipped.state_dict()))
+    return shipped.eval()
 
 
 def standardised(faces: np.ndarray) -> np.ndarray:
@@ -82,7 +89,7 @@ def quantise_identity(args: argparse.Namespace) -> int:
     chosen = np.sort(rng.choice(learnt, args.count or 256, replace=False))
     batches = list(standardised(z["face"][chosen])[:, None])
     model = graphs.open_outputs(graphs.quantise(plain, batches, args.calibration))
-    weights = {k: v.numpy() for k, v in net.state_dict().items()}
+    weights = {k: v.numpy() for k, v in halved(net.state_dict()).items()}
     text = notes(f"{args.calibration} over {len(batches)} training faces", plain, "112x112", "what the last convolution gives")
     write(args.bundles, "identity", model, weights, text)
     return 0
@@ -105,7 +112,7 @@ def quantise_makeup(args: argparse.Namespace) -> int:
             batches.append({"face": face[None].numpy(), "reference": y[k][None].numpy()})
     fixed = {"face": (0.0, 255.0), "reference": (0.0, 255.0)}
     model = graphs.open_outputs(graphs.quantise(plain, batches[:count], args.calibration, fixed=fixed))
-    weights = {k: v.numpy() for k, v in net.state_dict().items()}
+    weights = {k: v.numpy() for k, v in halved(net.state_dict()).items()}
     calibration = f"{args.calibration} over {count} training faces"
     text = notes(calibration, plain, "128x128, both nets", "what the last convolution of each net gives")
     write(args.bundles, "makeup", model, weights, text)
