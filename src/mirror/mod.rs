@@ -1,7 +1,8 @@
 //! What a person sees: the live page.
 //!
 //! [`Hub`] is where the pipeline leaves pictures, observations, MQTT messages and its state; [`web`] shows them to
-//! browsers. [`TryOn`] is what a page has asked to be drawn on the faces that it shows. Knows frames, faces, expressions and synthesis; of MQTT it knows that a message is a topic and bytes.
+//! browsers. [`TryOn`] is what a page has asked to be drawn on the faces that it shows. Knows frames, faces, expressions and
+//! synthesis; of MQTT it knows that a message is a topic and bytes.
 //!
 //! Invariants: the pipeline never waits for a viewer; while nobody watches nothing is kept, copied, encoded or allocated
 //! for a frame; of pictures and observations the newest wins.
