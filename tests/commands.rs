@@ -456,6 +456,35 @@ fn a_configuration_that_breaks_the_brokers_address_is_rolled_back() {
 }
 
 #[test]
+fn a_configuration_that_names_another_broker_takes_the_events_and_the_answer_there() {
+    let device = Device::start(&ALL, "[report]\nsummary_every_s = 0.3\n");
+    let (boot, other) = (device.boot(), Mosquitto::start());
+    let there = Recorder::on(other.port);
+    let places = |messages: &[Message], boot: &str| -> std::collections::BTreeSet<u64> {
+        let events = messages.iter().filter(|m| m.topic == topics().summary()).map(Message::json);
+        events.filter(|event| event["boot"] == *boot).map(|event| event["seq"].as_u64().unwrap()).collect()
+    };
+    device.wait("events", |messages| places(messages, &boot).len() >= 3);
+    // What is made from now on reaches no broker before the other one.
+    device.gate.set(Mode::Deaf);
+    let begun = set(json!({ "mqtt.port": other.port }));
+    device.request("config.set", "1", begun);
+    let done = there.wait("an answer", |messages| !answers(messages, "config.set", "1").is_empty());
+    let done = answers(&done, "config.set", "1").pop().unwrap();
+    assert_eq!(done["state"], "succeeded", "{done}");
+    assert_ne!(done["boot"], json!(boot));
+    let new = done["boot"].as_str().unwrap().to_owned();
+    let came = there.wait("events of the new boot", |messages| places(messages, &new).len() >= 3);
+    let mut all = places(&device.recorder.messages(), &boot);
+    let (here, moved) = (all.len(), places(&came, &boot));
+    all.extend(&moved);
+    assert!(!moved.is_empty() && here >= 3, "{here} events went here, {} there", moved.len());
+    assert!(all.iter().copied().eq(0..=*all.last().unwrap()), "{all:?}");
+    let orders = came.iter().filter(|m| m.topic == topics().summary()).map(|m| m.json()["boot"] == *new);
+    assert!(orders.is_sorted(), "those of the former boot come first");
+}
+
+#[test]
 fn a_configuration_with_which_the_daemon_does_not_start_is_rolled_back_at_once() {
     let device = Device::start(&ALL, "");
     let former = device.text();

@@ -1,6 +1,8 @@
-//! The real daemon, killed again and again while events come, with a real Mosquitto that is now there and now not.
+//! The real daemon, killed again and again while events come, with a real Mosquitto that is now there and now not, and is killed
+//! now and then too, before the daemon or with it.
 //!
-//! `VISAGED_KILLS=200 cargo test --test kill` kills it more often.
+//! `VISAGED_KILLS=200 cargo test --test kill` kills it more often. `scripts/check-kills` does the same with the fleet's server, and
+//! lets the audit judge.
 
 mod mqtt_support;
 
@@ -28,6 +30,8 @@ struct Run {
     made: BTreeMap<u64, jiff::Timestamp>,
     /// Events up to this one were on disk, or had arrived.
     written: Option<u64>,
+    /// Events, of this or an earlier run, that the broker acknowledged to it.
+    acknowledged: HashSet<(String, u64)>,
     killed: jiff::Timestamp,
     /// There was a broker.
     connected: bool,
@@ -73,6 +77,10 @@ fn read(log: &Path) -> Run {
                 let time = line["timestamp"].as_str().unwrap().parse().unwrap();
                 run.made.insert(fields["seq"].as_u64().unwrap(), time);
             }
+            Some("event acknowledged") => {
+                let boot = fields["boot"].as_str().unwrap().to_owned();
+                run.acknowledged.insert((boot, fields["seq"].as_u64().unwrap()));
+            }
             Some("spool written") => run.written = fields["newest"].as_u64().or(run.written),
             _ => {}
         }
@@ -100,8 +108,9 @@ fn place(message: &Message) -> Option<(String, u64)> {
 fn a_daemon_killed_at_any_moment_loses_no_event_but_of_its_last_unsynced_batch() {
     let kills: u64 = std::env::var("VISAGED_KILLS").map_or(20, |text| text.parse().unwrap());
     let mut rng = StdRng::seed_from_u64(5);
-    let mosquitto = Mosquitto::start();
+    let mut mosquitto = Mosquitto::start();
     let recorder = Recorder::on(mosquitto.port);
+    let mut broker_kills = 0;
     let gate = Gate::to(mosquitto.port, Mode::Shut);
     let folder = tempfile::tempdir().unwrap();
     let clip = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/demo.gif");
@@ -119,10 +128,23 @@ fn a_daemon_killed_at_any_moment_loses_no_event_but_of_its_last_unsynced_batch()
             wait_for("an event", &mut child, &log, |run| !run.made.is_empty());
             std::thread::sleep(Duration::from_millis(rng.random_range(0..2500)));
         }
+        let broker_dies = connected && kill % 2 == 0;
+        if broker_dies {
+            mosquitto.kill();
+            gate.set(Mode::Shut);
+            // Half of the times the daemon goes with it.
+            std::thread::sleep(Duration::from_millis(if kill % 4 == 0 { rng.random_range(0..500) } else { 0 }));
+        }
         let killed = jiff::Timestamp::now();
         child.kill().unwrap();
         child.wait().unwrap();
         runs.push(Run { killed, connected, ..read(&log) });
+        if broker_dies {
+            broker_kills += 1;
+            mosquitto.restart();
+            // It has forgotten the recorder, and would have nobody to give events to.
+            recorder.wait_subscribed(1 + broker_kills);
+        }
     }
 
     let nobody = config(folder.path(), gate.port, "source = \"pattern\"");
@@ -136,10 +158,15 @@ fn a_daemon_killed_at_any_moment_loses_no_event_but_of_its_last_unsynced_batch()
     });
     child.kill().unwrap();
     child.wait().unwrap();
-    audit(&runs, &messages, &last);
+    audit(&runs, &messages, &last, broker_kills);
 }
 
-fn audit(runs: &[Run], messages: &[Message], last: &str) {
+fn audit(runs: &[Run], messages: &[Message], last: &str, broker_kills: usize) {
+    // A broker that is killed takes with it what it had acknowledged and not yet passed on.
+    let acknowledged: HashSet<_> = match broker_kills {
+        0 => HashSet::new(),
+        _ => runs.iter().flat_map(|run| run.acknowledged.iter().cloned()).collect(),
+    };
     let mut known = HashSet::new();
     let first: Vec<_> = messages.iter().filter_map(place).filter(|event| known.insert(event.clone())).collect();
     assert!(messages.iter().all(|m| m.topic != topics().gap()), "nothing was given up");
@@ -148,13 +175,19 @@ fn audit(runs: &[Run], messages: &[Message], last: &str) {
     assert!(first.is_sorted_by_key(|(boot, seq)| (rank(boot), *seq)), "order is kept over all runs");
     assert!(first.iter().all(|(boot, _)| boot == last || order.contains(&boot.as_str())));
 
-    let (mut made, mut over_disk) = (0, 0);
+    let (mut made, mut over_disk, mut forgotten) = (0, 0, 0);
     for run in runs.iter().filter(|run| !run.boot.is_empty()) {
         made += run.made.len();
         let arrived: BTreeSet<u64> = first.iter().filter(|(boot, _)| *boot == run.boot).map(|(_, seq)| *seq).collect();
         over_disk += if run.connected { 0 } else { arrived.len() };
         let certain = arrived.last().copied().max(run.written);
-        let missing: Vec<u64> = run.made.keys().copied().filter(|seq| !arrived.contains(seq)).collect();
+        let (gone, missing): (Vec<u64>, Vec<u64>) = run
+            .made
+            .keys()
+            .copied()
+            .filter(|seq| !arrived.contains(seq))
+            .partition(|seq| acknowledged.contains(&(run.boot.clone(), *seq)));
+        forgotten += gone.len();
         assert!(missing.iter().all(|seq| Some(*seq) > certain), "{missing:?} are absent, {certain:?} is not: {run:?}");
         for seq in missing {
             let age = Duration::try_from(run.killed.duration_since(run.made[&seq])).unwrap_or_default();
@@ -162,5 +195,9 @@ fn audit(runs: &[Run], messages: &[Message], last: &str) {
         }
     }
     assert!(over_disk > runs.len(), "{over_disk} of {made} events came from runs that never had a broker");
-    eprintln!("{} kills: {made} events made, {over_disk} of them delivered by a later run", runs.len());
+    assert!(forgotten <= 32 * broker_kills, "{forgotten} events went with {broker_kills} brokers");
+    eprintln!(
+        "{} kills of the daemon, {broker_kills} of the broker: {made} events made, {over_disk} of them delivered by a later run, {forgotten} acknowledged and forgotten by a broker that was killed",
+        runs.len()
+    );
 }

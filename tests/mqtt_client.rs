@@ -310,6 +310,73 @@ fn tls_takes_the_configured_authority_and_no_other() {
     }
 }
 
+/// A Mosquitto that speaks TLS 1.3 alone and wants certificates; those of the server and of `mirror` are valid in these years.
+struct Certified {
+    mosquitto: Mosquitto,
+}
+
+impl Certified {
+    fn start(server: std::ops::Range<i32>, mirror: std::ops::Range<i32>) -> Self {
+        let authority = Authority::new("CA");
+        let mosquitto = Mosquitto::with(|folder| {
+            let (certificate, key) = authority.issue_for(folder, "localhost", server.clone());
+            authority.issue_for(folder, "mirror", mirror.clone());
+            format!(
+                "allow_anonymous true\nrequire_certificate true\ntls_version tlsv1.3\ncafile {}\ncertfile {}\nkeyfile {}\n",
+                authority.write(&folder.join("ca.pem")).display(),
+                certificate.display(),
+                key.display()
+            )
+        });
+        Self { mosquitto }
+    }
+
+    fn client(&self, certified: bool) -> Client {
+        let file = |name: &str| self.mosquitto.folder.path().join(name);
+        let client = ClientCertificate { certificate_file: file("mirror.pem"), key_file: file("mirror.key") };
+        let tls = Some(TlsConfig { ca_file: file("ca.pem"), client: certified.then_some(client) });
+        let config = MqttConfig { tls, host: "localhost".into(), ..config(self.mosquitto.port) };
+        Client::start(setup(config)).unwrap()
+    }
+
+    /// Why `mirror` cannot connect.
+    fn error(&self, certified: bool) -> Arc<visaged::mqtt::LinkError> {
+        wait_error(&self.client(certified).handle())
+    }
+}
+
+#[test]
+fn tls_1_3_with_a_certificate_of_our_own_connects_and_without_one_says_what_is_missing() {
+    let broker = Certified::start(2000..2900, 2000..2900);
+    let client = broker.client(true);
+    offer(&client.handle(), 0..10);
+    wait_empty(client.handle().spool());
+    let error = broker.error(false);
+    assert!(matches!(error.kind, LinkErrorKind::OwnCertificate(_)), "{error}");
+    assert!(error.to_string().contains("mqtt.tls.certificate_file"), "{error}");
+}
+
+#[test]
+fn a_certificate_that_has_expired_or_is_not_valid_yet_is_said_to_be_a_matter_of_time_and_clocks() {
+    let error = Certified::start(2000..2001, 2000..2900).error(true);
+    assert!(matches!(error.kind, LinkErrorKind::CertificateTime(_)), "{error}");
+    let text = error.to_string();
+    assert!(text.contains("expired on 2001-01-01T00:00:00Z") && text.contains("clock right"), "{text}");
+
+    // As where a board has no battery for its clock, and starts long before the certificate was made.
+    let error = Certified::start(2800..2900, 2000..2900).error(true);
+    assert!(matches!(error.kind, LinkErrorKind::CertificateTime(_)), "{error}");
+    let text = error.to_string();
+    assert!(text.contains("valid from 2800-01-01T00:00:00Z on") && text.contains("clock right"), "{text}");
+
+    let error = Certified::start(2000..2900, 2000..2001).error(true);
+    assert!(matches!(error.kind, LinkErrorKind::OwnCertificateExpired), "{error}");
+    assert!(error.to_string().contains("mqtt.tls.certificate_file"), "{error}");
+    let error = Certified::start(2000..2900, 2800..2900).error(true);
+    assert!(matches!(error.kind, LinkErrorKind::OwnCertificate(_)), "{error}");
+    assert!(error.to_string().contains("is it valid already"), "{error}");
+}
+
 #[test]
 fn certificate_files_that_cannot_work_are_named_before_anything_starts() {
     let folder = tempfile::tempdir().unwrap();

@@ -460,8 +460,15 @@ impl Authority {
 
     /// Writes `{name}.pem` and `{name}.key` for a server or client of that name.
     pub(crate) fn issue(&self, folder: &Path, name: &str) -> (PathBuf, PathBuf) {
+        self.issue_for(folder, name, 2000..2900)
+    }
+
+    /// ... valid from the first of those years to the last.
+    pub(crate) fn issue_for(&self, folder: &Path, name: &str, years: std::ops::Range<i32>) -> (PathBuf, PathBuf) {
         let mut params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
         params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.not_before = rcgen::date_time_ymd(years.start, 1, 1);
+        params.not_after = rcgen::date_time_ymd(years.end, 1, 1);
         let key = rcgen::KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let (pem, key_path) = (folder.join(format!("{name}.pem")), folder.join(format!("{name}.key")));

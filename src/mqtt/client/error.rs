@@ -4,8 +4,11 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use rumqttc::v5::mqttbytes::Error as PacketError;
 use rumqttc::v5::mqttbytes::v5::{ConnectReturnCode, DisconnectReasonCode};
 use rumqttc::v5::{ConnectionError, StateError};
+use rustls::pki_types::UnixTime;
+use rustls::{AlertDescription, CertificateError};
 
 /// Why the client could not be started; none of these is cured by waiting.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +66,21 @@ pub enum LinkErrorKind {
     /// The TLS handshake failed.
     #[error("TLS: {0}; is mqtt.tls.ca_file the authority of its certificate, and mqtt.host the name in it?")]
     Tls(String),
+    /// The broker's certificate is not valid at the time that our clock shows.
+    #[error(
+        "TLS: the broker's certificate {0}; is this device's clock right (without a battery it starts in the past, until it hears the time)? Else the broker needs another certificate"
+    )]
+    CertificateTime(String),
+    /// Our own certificate has expired, by the broker's clock.
+    #[error(
+        "TLS: the broker says that this device's certificate has expired; put another one at mqtt.tls.certificate_file (or is the broker's clock wrong?)"
+    )]
+    OwnCertificateExpired,
+    /// Our own certificate is not accepted, or there is none.
+    #[error(
+        "TLS: the broker does not take this device's certificate ({0:?}); check mqtt.tls.certificate_file: is it there, is it valid already, does the broker know its authority?"
+    )]
+    OwnCertificate(AlertDescription),
     /// User, password or certificate are not accepted.
     #[error("refused: {0:?}; check mqtt.login")]
     Login(ConnectReturnCode),
@@ -111,6 +129,9 @@ pub enum LinkErrorKind {
 
 impl LinkErrorKind {
     pub(super) fn from_poll(error: ConnectionError, before_connack: bool, limit: Duration, client_id: &str) -> Self {
+        if let Some(kind) = rustls_error(&error).and_then(about_certificates) {
+            return kind;
+        }
         match error {
             ConnectionError::Timeout(_) => Self::NoAnswer(limit),
             ConnectionError::Io(error) => Self::Unreachable(error),
@@ -145,6 +166,54 @@ impl LinkErrorKind {
             other => Self::Protocol(other.to_string()),
         }
     }
+}
+
+/// What `rustls` said, wherever it is wrapped. An alert of the broker about our certificate comes in TLS 1.3 only when the
+/// handshake is over for us, as an error of reading.
+fn rustls_error(error: &ConnectionError) -> Option<&rustls::Error> {
+    let io = match error {
+        ConnectionError::Tls(rumqttc::TlsError::TLS(error)) => return Some(error),
+        ConnectionError::Tls(rumqttc::TlsError::Io(io)) | ConnectionError::Io(io) => io,
+        ConnectionError::MqttState(StateError::Io(io) | StateError::Deserialization(PacketError::Io(io))) => io,
+        _ => return None,
+    };
+    io.get_ref()?.downcast_ref()
+}
+
+fn about_certificates(error: &rustls::Error) -> Option<LinkErrorKind> {
+    use AlertDescription as Alert;
+    let date = |time: &UnixTime| {
+        let seconds = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+        jiff::Timestamp::from_second(seconds).map_or_else(|_| "beyond all calendars".into(), |time| time.to_string())
+    };
+    Some(match error {
+        rustls::Error::InvalidCertificate(CertificateError::ExpiredContext { time, not_after }) => {
+            let what = format!("has expired on {}, and this device's clock shows {}", date(not_after), date(time));
+            LinkErrorKind::CertificateTime(what)
+        }
+        rustls::Error::InvalidCertificate(CertificateError::NotValidYetContext { time, not_before }) => {
+            let what = format!("is valid from {} on, and this device's clock shows {}", date(not_before), date(time));
+            LinkErrorKind::CertificateTime(what)
+        }
+        rustls::Error::InvalidCertificate(CertificateError::Expired) => {
+            LinkErrorKind::CertificateTime("has expired by this device's clock".into())
+        }
+        rustls::Error::InvalidCertificate(CertificateError::NotValidYet) => {
+            LinkErrorKind::CertificateTime("is not valid yet by this device's clock".into())
+        }
+        rustls::Error::AlertReceived(Alert::CertificateExpired) => LinkErrorKind::OwnCertificateExpired,
+        rustls::Error::AlertReceived(
+            alert @ (Alert::BadCertificate
+            | Alert::NoCertificate
+            | Alert::UnsupportedCertificate
+            | Alert::CertificateRevoked
+            | Alert::CertificateUnknown
+            | Alert::UnknownCA
+            | Alert::AccessDenied
+            | Alert::CertificateRequired),
+        ) => LinkErrorKind::OwnCertificate(*alert),
+        _ => return None,
+    })
 }
 
 fn closed(before_connack: bool, client_id: &str) -> LinkErrorKind {

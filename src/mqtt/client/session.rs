@@ -2,7 +2,8 @@
 //!
 //! `rumqttc` tells the packet id of a publish only afterwards, as `Outgoing::Publish(id)`, in the order in which
 //! publishes were handed to it; so `handed` is a queue of what was handed over and not yet written, and `unacknowledged`
-//! holds what has its id and waits for PUBACK.
+//! holds what has its id and waits for PUBACK. How much may be on its way is counted here; the library's own count, which
+//! would use the few ids again that `receive_maximum` leaves it, subscriptions' included, is put out of the way by [`settle`].
 //!
 //! `EventLoop::poll` must not be dropped half-way (a packet could be lost on its way into the socket), so it is polled
 //! to its end, with everything else selected beside it.
@@ -19,13 +20,13 @@ use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{
     ConnAck, Filter, Packet, PubAck, PubAckReason, Publish, PublishProperties, SubAck, SubscribeReasonCode,
 };
-use rumqttc::v5::{AsyncClient, ConnectionError, Event as Polled, EventLoop};
+use rumqttc::v5::{AsyncClient, ConnectionError, Event as Polled, EventLoop, MqttState};
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::error::{LinkError, LinkErrorKind};
-use super::{Core, GOODBYE, Link, Published, StopOrder, options};
+use super::{Core, GOODBYE, Limits, Link, Published, StopOrder, options};
 use crate::config::HomeAssistantConfig;
 use crate::frame::CaptureTime;
 use crate::mqtt::command::{self, Answer, Incoming, Notice, ReplyTo, Token};
@@ -39,6 +40,10 @@ const SPARE_REQUESTS: usize = 16 + options::RECEIVE_MAXIMUM as usize;
 
 /// Bytes of a PUBLISH beside topic and payload, at most: fixed header, length of the topic, packet id, no properties.
 const PUBLISH_OVERHEAD_BYTES: usize = 1 + 4 + 2 + 2 + 1;
+
+/// Packet ids that go round, for each message that may be on its way: an acknowledgement that comes late does not stop
+/// the others until so many have overtaken it.
+const IDS_FOR_EACH: u16 = 8;
 
 /// How a connection ended.
 #[derive(Clone, Copy, Debug)]
@@ -125,8 +130,13 @@ pub(super) async fn connect(core: &mut Core) -> End {
     options.set_last_will(options::last_will(core.topics.status(), json(&Status::last_will(core.boot))));
     let (client, mut eventloop) = AsyncClient::new(options, usize::from(core.limits.window) + SPARE_REQUESTS);
     let mut session = Session::new(core, client);
+    let mut settled = false;
     loop {
         match session.turn(&mut eventloop).await {
+            Step::Go if !settled && session.up_since.is_some() => {
+                settle(&mut eventloop, &session.core.limits, session.keep_alive);
+                settled = true;
+            }
             Step::Go => {}
             Step::Stopped => return End::Stopped,
             Step::Failed(_) if session.stopping() => return End::Stopped,
@@ -135,6 +145,19 @@ pub(super) async fn connect(core: &mut Core) -> End {
                 return session.lost(kind);
             }
         }
+    }
+}
+
+/// After CONNACK, and before anything else was sent. The library would take its packet ids from as many as the broker
+/// takes messages at a time: where that is one, every SUBSCRIBE and PUBLISH would have the same, while MQTT 5 (2.2.1) wants
+/// each to be unused. And it would ping without a pause where the broker wants no keep-alive.
+fn settle(eventloop: &mut EventLoop, limits: &Limits, keep_alive: Duration) {
+    let ids = limits.window.max(1).saturating_mul(IDS_FOR_EACH);
+    let fresh = MqttState::new(ids, true);
+    let former = std::mem::replace(&mut eventloop.state, fresh);
+    eventloop.state.events = former.events;
+    if eventloop.options.keep_alive().is_zero() {
+        eventloop.options.set_keep_alive(keep_alive);
     }
 }
 
@@ -299,13 +322,22 @@ impl<'a> Session<'a> {
             Polled::Incoming(Packet::Publish(publish)) => self.on_message(&publish),
             Polled::Incoming(Packet::SubAck(suback)) => on_subscribed(&suback),
             Polled::Outgoing(Outgoing::Publish(packet_id)) => self.on_written(packet_id),
-            Polled::Outgoing(Outgoing::Disconnect) => return Step::Stopped,
+            Polled::Outgoing(Outgoing::Disconnect) if matches!(self.phase, Phase::Disconnecting(_)) => {
+                return Step::Stopped;
+            }
+            // So the library tells of a topic alias that was never given.
+            Polled::Outgoing(Outgoing::Disconnect) => {
+                return Step::Failed(LinkErrorKind::Protocol("a topic alias, of which we take none".into()));
+            }
             _ => {}
         }
         Step::Go
     }
 
     fn on_connected(&mut self, connack: &ConnAck) -> Step {
+        if self.phase != Phase::Connecting {
+            return Step::Failed(LinkErrorKind::Protocol("a second CONNACK".into()));
+        }
         if let Some(properties) = &connack.properties {
             if properties.max_qos == Some(0) {
                 return Step::Failed(LinkErrorKind::Unfit("it takes QoS 0 only; events need QoS 1"));
@@ -316,7 +348,8 @@ impl<'a> Session<'a> {
             if let Some(maximum) = properties.receive_max {
                 self.window = self.window.min(usize::from(maximum.max(1)));
             }
-            if let Some(seconds) = properties.server_keep_alive {
+            // None at all would leave a half-open connection unnoticed: then ours stands.
+            if let Some(seconds @ 1..) = properties.server_keep_alive {
                 self.keep_alive = Duration::from_secs(seconds.into());
             }
             self.largest_packet = properties.max_packet_size.map(|size| size as usize);

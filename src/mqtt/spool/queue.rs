@@ -266,6 +266,9 @@ impl Queue {
     pub(super) fn acknowledge(&mut self, id: RecordId) {
         let Some((lane, index)) = self.find(id) else { return };
         if let Some(slot) = self.lane_mut(lane).remove(index) {
+            if let Some((boot, seq)) = slot.event() {
+                tracing::trace!(%boot, seq, "event acknowledged");
+            }
             self.forget(&slot);
         }
     }
