@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::Failure;
 use crate::capture::{self, v4l2};
 use crate::config::{Config, LogFormat, MqttConfig, Pace, SourceConfig, SpoolStorage};
-use crate::daemon::Models;
+use crate::daemon::{Models, consent_line};
 use crate::frame::Converter;
 use crate::models::{Bundle, BundleError, BundleFault, Store, Task};
 use crate::mqtt::{self, Topics};
@@ -74,6 +74,7 @@ pub fn run(args: &CheckArgs) -> Result<(), Failure> {
         Some(mqtt) => Finding::of("spool", spool(mqtt)),
         None => Finding::off("spool", "mqtt.enabled is false: nothing waits"),
     });
+    findings.push(consent(&config));
     findings.push(listener("web", "the live page", config.web.as_ref().map(|web| web.listen)));
     findings.push(listener("metrics", "Prometheus metrics", config.metrics));
     print(&findings, args.json).map_err(Failure::failed)?;
@@ -183,6 +184,23 @@ fn explain(source: &SourceConfig, error: &capture::CaptureError) -> String {
         [] => format!("{error} (no camera was found on this machine)"),
         found => format!("{error} (cameras found: {})", found.join(", ")),
     }
+}
+
+/// Requests the line, unless a running daemon has it, and reads it once.
+fn consent(config: &Config) -> Finding {
+    let Some(gpio) = &config.privacy.consent_gpio else {
+        let detail = match config.privacy.require_consent {
+            true => "privacy.require_consent is true: the commands consent.grant or consent.set give it",
+            false => "privacy.require_consent is false: nothing waits for consent",
+        };
+        return Finding::off("consent", detail);
+    };
+    let level = consent_line::open(gpio).and_then(|line| line.is_active());
+    let told = |active| {
+        let level = if active { "active: it grants consent" } else { "not active: it grants none" };
+        format!("line {} of {} is {level}", gpio.line, gpio.chip.display())
+    };
+    Finding::of("consent", level.map(told).map_err(|error| error.to_string()))
 }
 
 fn broker(config: &Config, mqtt: &MqttConfig) -> Result<String, String> {

@@ -269,10 +269,40 @@ pub struct HomeAssistantConfig {
 }
 
 /// `[privacy]`
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PrivacyConfig {
     /// No face is analysed until consent is given.
     pub require_consent: bool,
+    /// A line that gives it while it is active.
+    pub consent_gpio: Option<ConsentGpio>,
+}
+
+/// `[privacy.consent_gpio]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConsentGpio {
+    /// `/dev/gpiochip0`, or a link to it.
+    pub chip: PathBuf,
+    /// Number of the line on that chip.
+    pub line: u32,
+    /// A low level is the active one.
+    pub active_low: bool,
+    /// What pulls the line where nothing drives it.
+    pub bias: GpioBias,
+    /// A level counts when it has held for so long.
+    pub debounce: Duration,
+}
+
+/// What pulls a line where nothing drives it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GpioBias {
+    /// As the board has set it up.
+    AsIs,
+    /// Nothing.
+    None,
+    /// Up.
+    PullUp,
+    /// Down.
+    PullDown,
 }
 
 /// `[web]`

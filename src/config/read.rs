@@ -13,9 +13,9 @@ use std::time::Duration;
 use toml::{Table, Value};
 
 use super::{
-    Backoff, CameraConfig, ClientCertificate, CommandsConfig, Config, DeviceConfig, ExpressionConfig, FacesConfig,
-    HomeAssistantConfig, LogConfig, LogFormat, Login, ModelsConfig, MqttConfig, Pace, PrivacyConfig, ReportConfig,
-    SourceConfig, SpoolConfig, SpoolStorage, TlsConfig, WebConfig,
+    Backoff, CameraConfig, ClientCertificate, CommandsConfig, Config, ConsentGpio, DeviceConfig, ExpressionConfig,
+    FacesConfig, GpioBias, HomeAssistantConfig, LogConfig, LogFormat, Login, ModelsConfig, MqttConfig, Pace,
+    PrivacyConfig, ReportConfig, SourceConfig, SpoolConfig, SpoolStorage, TlsConfig, WebConfig,
 };
 use crate::frame::PixelFormat;
 use crate::models::{ModelKey, StoreSettings};
@@ -526,9 +526,37 @@ fn read_privacy(mut s: Section<'_>) -> PrivacyConfig {
         "avatar" | "raw" => Err("is not available in this version, which never sends a picture: use \"never\"".into()),
         _ => Err("takes \"never\"".into()),
     });
-    let privacy = PrivacyConfig { require_consent: s.get("require_consent", false, any) };
+    let require_consent = s.get("require_consent", false, any);
+    let consent_gpio = s.optional_section("consent_gpio").map(read_consent_gpio);
+    if consent_gpio.is_some() && !require_consent {
+        s.fault("consent_gpio", "", "has no meaning where privacy.require_consent is false: nothing waits for consent");
+    }
     s.finish();
-    privacy
+    PrivacyConfig { require_consent, consent_gpio }
+}
+
+fn read_consent_gpio(mut s: Section<'_>) -> ConsentGpio {
+    let chip = s.get("chip", PathBuf::from("/dev/gpiochip0"), |p: &PathBuf| match p.is_absolute() {
+        true => Ok(()),
+        false => Err("is the absolute path of a GPIO chip, such as \"/dev/gpiochip0\"".into()),
+    });
+    if !s.table.contains_key("line") {
+        s.fault("line", "", "is missing: name the line by its number on the chip, as `gpioinfo` lists it");
+    }
+    let gpio = ConsentGpio {
+        chip,
+        line: s.get("line", 0, |n| within(0, 4095)(n)),
+        active_low: s.get("active", "high".to_string(), one_of(&["high", "low"])) == "low",
+        bias: match s.get("bias", "as-is".to_string(), one_of(&["as-is", "none", "pull-up", "pull-down"])).as_str() {
+            "none" => GpioBias::None,
+            "pull-up" => GpioBias::PullUp,
+            "pull-down" => GpioBias::PullDown,
+            _ => GpioBias::AsIs,
+        },
+        debounce: s.seconds("debounce_s", Duration::from_millis(50), 0.0, 10.0),
+    };
+    s.finish();
+    gpio
 }
 
 /// Regulation (EU) 2024/1689 (AI Act), Article 5(1)(f).
@@ -894,6 +922,29 @@ mod tests {
     fn pictures_never_leave_in_this_version() {
         assert!(faults("[privacy]\nimages = \"raw\"\n")[0].contains("never"));
         assert!(parse("[privacy]\nrequire_consent = true\n").unwrap().privacy.require_consent);
+    }
+
+    #[test]
+    fn the_line_that_gives_consent_is_read_and_wrong_ones_are_told() {
+        let text = "[privacy]\nrequire_consent = true\n[privacy.consent_gpio]\nline = 17\nactive = \"low\"\nbias = \"pull-up\"\n";
+        let expected = ConsentGpio {
+            chip: "/dev/gpiochip0".into(),
+            line: 17,
+            active_low: true,
+            bias: GpioBias::PullUp,
+            debounce: Duration::from_millis(50),
+        };
+        assert_eq!(parse(text).unwrap().privacy.consent_gpio, Some(expected));
+        let found = faults("[privacy.consent_gpio]\nchip = \"gpiochip0\"\nactive = \"on\"\ndebounce_s = 11\n");
+        for key in
+            ["chip = \"gpiochip0\"", "line: is missing", "active = \"on\"", "debounce_s = 11", ": has no meaning where"]
+        {
+            assert!(
+                found.iter().any(|fault| fault.starts_with("privacy.consent_gpio") && fault.contains(key)),
+                "{key}: {found:?}"
+            );
+        }
+        assert_eq!(found.len(), 5, "{found:?}");
     }
 
     #[test]

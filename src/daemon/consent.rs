@@ -1,7 +1,10 @@
 //! Whether faces may be analysed: `privacy.require_consent`, and who has given consent until when.
 //!
+//! Given by a command, or by a line ([`super::consent_line`]) for as long as it is active.
+//!
 //! Invariants: where consent is required nothing is analysed until it is given; consent ends by itself at its end, and with the
-//! process: it is never read from a disk. Ends are measured in the monotonic clock, which no one can set.
+//! process: it is never read from a disk. What was taken back does not come back by itself: a line that was active then grants
+//! again only when it has been inactive. Ends are measured in the monotonic clock, which no one can set.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,6 +22,23 @@ pub struct Consent {
 struct State {
     required: bool,
     grant: Grant,
+    line: Line,
+}
+
+/// What the line says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Line {
+    /// Nothing, or there is none.
+    Inactive,
+    Grants,
+    /// It is active, but consent was taken back since it became so.
+    TakenBack,
+}
+
+impl State {
+    fn granted(&self, now: Instant) -> bool {
+        self.line == Line::Grants || self.grant.holds(now)
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -41,7 +61,7 @@ impl Grant {
 impl Consent {
     /// Nobody has consented yet.
     pub fn new(required: bool) -> Self {
-        Self { state: Mutex::new(State { required, grant: Grant::None }) }
+        Self { state: Mutex::new(State { required, grant: Grant::None, line: Line::Inactive }) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -61,7 +81,7 @@ impl Consent {
     /// Whether faces may be analysed at `now`. Never waits, allocates nothing.
     pub fn allows_analysis(&self, now: Instant) -> bool {
         let state = self.lock();
-        !state.required || state.grant.holds(now)
+        !state.required || state.granted(now)
     }
 
     /// Consent is given at `now`, for `lasting` or until it is taken back; an end too far off to be told is none.
@@ -73,17 +93,31 @@ impl Consent {
         };
     }
 
-    /// Consent is taken back.
+    /// Consent is taken back, by whomever it was given.
     pub fn revoke(&self) {
-        self.lock().grant = Grant::None;
+        let mut state = self.lock();
+        state.grant = Grant::None;
+        if state.line == Line::Grants {
+            state.line = Line::TakenBack;
+        }
+    }
+
+    /// The line is active, or is not, or cannot be read. Never waits.
+    pub fn line(&self, active: bool) {
+        let mut state = self.lock();
+        state.line = match (active, state.line) {
+            (false, _) => Line::Inactive,
+            (true, Line::Inactive) => Line::Grants,
+            (true, same) => same,
+        };
     }
 
     /// What is published of it; `None` where it is not required.
     pub fn describe(&self, now: Instant) -> Option<Payload> {
         let state = *self.lock();
-        let granted = state.grant.holds(now);
+        let granted = state.granted(now);
         let until = match state.grant {
-            Grant::Until { wall, .. } if granted => wall,
+            Grant::Until { wall, .. } if granted && state.line != Line::Grants => wall,
             _ => None,
         };
         state.required.then_some(Payload { granted, until })
@@ -117,6 +151,34 @@ mod tests {
         assert_eq!(consent.describe(now), None);
         consent.set_required(true);
         assert!(!consent.allows_analysis(now));
+    }
+
+    #[test]
+    fn a_line_grants_consent_for_as_long_as_it_is_active() {
+        let (consent, now) = (Consent::new(true), Instant::now());
+        consent.line(true);
+        assert!(consent.allows_analysis(now));
+        assert_eq!(consent.describe(now), Some(Payload { granted: true, until: None }));
+        consent.line(false);
+        assert!(!consent.allows_analysis(now));
+        consent.grant(Some(Duration::from_secs(10)), now, jiff::Timestamp::UNIX_EPOCH);
+        consent.line(true);
+        assert_eq!(consent.describe(now), Some(Payload { granted: true, until: None }), "the line lasts longer");
+        consent.line(false);
+        assert!(consent.allows_analysis(now), "what a command has given the line does not take");
+        assert!(!consent.allows_analysis(now + Duration::from_secs(10)));
+    }
+
+    #[test]
+    fn what_was_taken_back_comes_back_only_when_the_line_was_let_go_and_is_made_active_again() {
+        let (consent, now) = (Consent::new(true), Instant::now());
+        consent.line(true);
+        consent.revoke();
+        consent.line(true);
+        assert!(!consent.allows_analysis(now));
+        consent.line(false);
+        consent.line(true);
+        assert!(consent.allows_analysis(now));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::stage::{Heartbeat, Supervision};
 use crate::capture::CaptureHealth;
+use crate::mqtt::Link;
 use crate::telemetry::Telemetry;
 
 /// A restarted stage is mentioned for this long.
@@ -110,6 +111,32 @@ pub(super) fn condition(
     }
 }
 
+/// A connection that is away for a moment is nobody's concern.
+const LINK_SHOWN_AFTER: Duration = Duration::from_secs(5);
+
+/// What is wrong with the connection to the broker: no status can tell that, so it is shown at the device.
+#[derive(Debug, Default)]
+pub(super) struct LinkTrouble {
+    since: Option<Instant>,
+}
+
+impl LinkTrouble {
+    /// Why there is none, where that has lasted at `now`.
+    pub(super) fn look(&mut self, link: &Link, now: Instant) -> Option<String> {
+        match link {
+            Link::Up { .. } => {
+                self.since = None;
+                None
+            }
+            Link::Down { error } => {
+                let since = *self.since.get_or_insert(now);
+                let lasted = now.saturating_duration_since(since) >= LINK_SHOWN_AFTER;
+                error.as_ref().filter(|_| lasted).map(ToString::to_string)
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::stage::{End, spawn};
@@ -127,6 +154,21 @@ mod tests {
         camera.set(CameraState::Down("unplugged".into()));
         assert_eq!(condition(None), Condition::Degraded("camera: unplugged".into()));
         assert_eq!(condition(Some("spool: full")), Condition::Degraded("camera: unplugged; spool: full".into()));
+    }
+
+    #[test]
+    fn why_there_is_no_connection_is_shown_at_the_device_when_it_has_lasted() {
+        use crate::mqtt::{LinkError, LinkErrorKind};
+        let (mut trouble, now) = (LinkTrouble::default(), Instant::now());
+        let kind = LinkErrorKind::CertificateTime("is valid from tomorrow on".into());
+        let down = Link::Down { error: Some(Arc::new(LinkError { broker: "b:1".into(), kind })) };
+        let after = |s| now + Duration::from_secs(s);
+        assert_eq!(trouble.look(&down, now), None);
+        assert_eq!(trouble.look(&down, after(4)), None);
+        let shown = trouble.look(&down, after(5)).unwrap();
+        assert!(shown.starts_with("broker b:1: TLS: ") && shown.contains("clock right"), "{shown}");
+        assert_eq!(trouble.look(&Link::Up { connection: 1 }, after(6)), None);
+        assert_eq!(trouble.look(&down, after(7)), None, "it counts anew");
     }
 
     #[test]

@@ -21,6 +21,7 @@ use crossbeam_channel::{Receiver, Sender};
 
 pub mod commands;
 pub mod consent;
+pub mod consent_line;
 pub mod health;
 pub mod installer;
 pub mod stage;
@@ -58,7 +59,7 @@ use self::bundles::Trials;
 use self::commands::{Commands, Inbox, Order};
 use self::faces::Faces;
 use self::figures::Figures;
-use self::health::{CameraHealth, CaptureReport};
+use self::health::{CameraHealth, CaptureReport, LinkTrouble};
 use self::reading::{Expression, Offer};
 use self::stage::{End, Supervision};
 
@@ -163,6 +164,10 @@ pub struct Daemon {
     metrics: Option<Server>,
     condition: Condition,
     consent: Option<payload::Consent>,
+    consent_line: Option<consent_line::Watcher>,
+    link: LinkTrouble,
+    /// The page shows how the daemon is; before, it shows that it starts.
+    announced: bool,
     described: Option<String>,
     commands: Option<Commands>,
     orders: Receiver<Order>,
@@ -198,8 +203,11 @@ impl Daemon {
         });
         let camera = Arc::new(CameraHealth::default());
         let spool = config.mqtt.as_ref().map(|mqtt| open_spool(mqtt, boot)).transpose()?.map(Arc::new);
-        let complaint = complaint(spool.as_ref(), &context.models);
+        let complaint = complaint(spool.as_ref(), &context.models, None);
         let condition = health::condition(&camera, complaint, &context.supervision, Instant::now());
+        let consent_line = config.privacy.consent_gpio.clone();
+        let consent_line = consent_line.map(|line| consent_line::Watcher::start(line, Arc::clone(&context)));
+        let consent_line = consent_line.transpose().map_err(|error| StartError::Thread("consent", error))?;
         let page = start_page(&config, &context)?;
         let metrics = start_metrics(&config, &context)?;
         let consent = context.consent.describe(Instant::now());
@@ -227,6 +235,9 @@ impl Daemon {
             metrics,
             condition,
             consent,
+            consent_line,
+            link: LinkTrouble::default(),
+            announced: false,
             described: None,
             commands: None,
             orders,
@@ -328,7 +339,8 @@ impl Daemon {
             self.trials.fatal(&reason);
             return Err(Fatal(reason));
         }
-        let complaint = complaint(self.spool.as_ref(), &self.context.models);
+        let line = self.consent_line.as_ref().and_then(consent_line::Watcher::complaint);
+        let complaint = complaint(self.spool.as_ref(), &self.context.models, line);
         let condition = health::condition(&self.camera, complaint, supervision, now);
         self.count_events();
         let description = self.camera.description();
@@ -337,6 +349,8 @@ impl Daemon {
             self.client.iter().for_each(|client| client.handle().refresh_info());
         }
         let consent = self.context.consent.describe(now);
+        self.announced |= condition != self.condition;
+        self.show(&condition, now);
         if condition != self.condition || consent != self.consent {
             self.announce(condition, consent);
         }
@@ -357,6 +371,24 @@ impl Daemon {
         telemetry.events_lost.store(lost, Ordering::Relaxed);
     }
 
+    /// For whoever stands before the device, who can see what no message can tell: why there is no connection.
+    fn show(&mut self, condition: &Condition, now: Instant) {
+        let Some(hub) = &self.context.hub else { return };
+        let link = self.client.as_ref().and_then(|client| self.link.look(&client.handle().link(), now));
+        let own = match condition {
+            Condition::Online => None,
+            Condition::Degraded(reason) => Some(reason.clone()),
+        };
+        if !self.announced && link.is_none() {
+            return;
+        }
+        let reasons: Vec<String> = own.into_iter().chain(link).collect();
+        hub.status(match reasons.is_empty() {
+            true => HubStatus::Online,
+            false => HubStatus::Degraded { reason: reasons.join("; ") },
+        });
+    }
+
     fn announce(&mut self, condition: Condition, consent: Option<payload::Consent>) {
         if condition != self.condition {
             tracing::info!(?condition, "condition changed");
@@ -368,7 +400,6 @@ impl Daemon {
             client.handle().set_status(status(self.boot, &condition).with_consent(consent));
         }
         if let Some(hub) = &self.context.hub {
-            hub.status(hub_status(&condition));
             hub.notice(consent.map(consent_notice));
         }
         self.context.condition.store(Arc::new(condition.clone()));
@@ -415,7 +446,7 @@ impl Daemon {
         self.config.faces = config.faces;
         self.config.expression = config.expression;
         self.config.report = config.report;
-        self.config.privacy = config.privacy;
+        self.config.privacy.require_consent = config.privacy.require_consent;
         self.config.log.filter = config.log.filter;
         if let (Some(running), Some(new)) = (&mut self.config.mqtt, config.mqtt) {
             running.home_assistant = new.home_assistant;
@@ -444,6 +475,7 @@ impl Daemon {
         if let Some(spool) = self.spool.take() {
             spool.close(written_by.saturating_duration_since(Instant::now()).max(LAST_WRITE));
         }
+        self.consent_line.take().into_iter().for_each(consent_line::Watcher::stop);
         self.page.take().into_iter().chain(self.metrics.take()).for_each(Server::stop);
     }
 
@@ -483,6 +515,7 @@ pub fn waits_for_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("mqtt", without_home_assistant(old) != without_home_assistant(new)),
         ("web", old.web != new.web),
         ("metrics", old.metrics != new.metrics),
+        ("privacy.consent_gpio", old.privacy.consent_gpio != new.privacy.consent_gpio),
         ("models", old.models != new.models),
         ("nn", old.nn != new.nn),
         ("log.format", old.log.format != new.log.format),
@@ -545,13 +578,6 @@ fn status(boot: Boot, condition: &Condition) -> Status {
     }
 }
 
-fn hub_status(condition: &Condition) -> HubStatus {
-    match condition {
-        Condition::Online => HubStatus::Online,
-        Condition::Degraded(reason) => HubStatus::Degraded { reason: reason.clone() },
-    }
-}
-
 fn without_home_assistant(config: &Config) -> Option<MqttConfig> {
     config.mqtt.clone().map(|mqtt| MqttConfig { home_assistant: None, ..mqtt })
 }
@@ -572,10 +598,10 @@ fn open_spool(mqtt: &MqttConfig, boot: Boot) -> Result<Spool, SpoolError> {
     }
 }
 
-/// What is wrong with the spool, and what went wrong with the models before the daemon started.
-fn complaint(spool: Option<&Arc<Spool>>, models: &Models) -> Option<String> {
+/// What is wrong with the spool and the consent line, and what went wrong with the models before the daemon started.
+fn complaint(spool: Option<&Arc<Spool>>, models: &Models, line: Option<String>) -> Option<String> {
     let spool = spool.and_then(|spool| spool.complaint(Instant::now()));
-    let complaints: Vec<String> = spool.into_iter().chain(models.notes.iter().cloned()).collect();
+    let complaints: Vec<String> = spool.into_iter().chain(line).chain(models.notes.iter().cloned()).collect();
     (!complaints.is_empty()).then(|| complaints.join("; "))
 }
 
