@@ -341,7 +341,18 @@ impl Certified {
 
     /// Why `mirror` cannot connect.
     fn error(&self, certified: bool) -> Arc<visaged::mqtt::LinkError> {
-        wait_error(&self.client(certified).handle())
+        // Where the broker closes before it was read, its reason can be lost once.
+        let told = |link: &Link| match link {
+            Link::Down { error: Some(error) } => !matches!(
+                error.kind,
+                LinkErrorKind::Closed { .. } | LinkErrorKind::ClosedAtOnce | LinkErrorKind::Unreachable(_)
+            ),
+            _ => false,
+        };
+        match wait_link(&self.client(certified).handle(), "a reason", told) {
+            Link::Down { error: Some(error) } => error,
+            link => unreachable!("{link:?}"),
+        }
     }
 }
 
