@@ -131,9 +131,25 @@ install: ## as root, after `make build`: binary, units, completions, and the con
 		echo 'next: edit $(SYSCONFDIR)/visaged/visaged.toml, run `visaged check`, then `systemctl enable --now visaged`'; \
 	fi
 
+.PHONY: install-fleet
+install-fleet: ## as root, after `make fleet`: the operator's program, its unit, user, and settings where none are there yet
+	@[ -x $(TARGET)/release/visaged-fleet ] || { echo 'install-fleet: no $(TARGET)/release/visaged-fleet yet: run `make fleet` first, as yourself' >&2; exit 2; }
+	install -Dm755 $(TARGET)/release/visaged-fleet $(DESTDIR)$(PREFIX)/bin/visaged-fleet
+	install -Dm644 systemd/visaged-fleet.sysusers.conf $(DESTDIR)$(SYSUSERSDIR)/visaged-fleet.conf
+	install -d $(DESTDIR)$(UNITDIR)
+	sed 's,/usr/bin/visaged-fleet,$(PREFIX)/bin/visaged-fleet,; s,/usr/share/doc,$(PREFIX)/share/doc,' systemd/visaged-fleet.service >$(DESTDIR)$(UNITDIR)/visaged-fleet.service
+	install -d -m750 $(DESTDIR)$(SYSCONFDIR)/visaged-fleet
+	[ -e $(DESTDIR)$(SYSCONFDIR)/visaged-fleet/visaged-fleet.env ] || install -m600 systemd/visaged-fleet.env $(DESTDIR)$(SYSCONFDIR)/visaged-fleet/visaged-fleet.env
+	install -Dm644 docs/fleet.md LICENSE-MIT LICENSE-APACHE -t $(DESTDIR)$(PREFIX)/share/doc/visaged
+	@if [ -z '$(DESTDIR)' ] && [ -d /run/systemd/system ]; then \
+		systemd-sysusers visaged-fleet.conf; systemctl daemon-reload; \
+		echo 'next: name the broker in $(SYSCONFDIR)/visaged-fleet/visaged-fleet.env, then `systemctl enable --now visaged-fleet`'; \
+	fi
+
 .PHONY: uninstall
 uninstall: ## as root: what install put there, but for configuration and state
 	rm -f $(DESTDIR)$(PREFIX)/bin/visaged $(DESTDIR)$(UNITDIR)/visaged.service $(DESTDIR)$(UDEVDIR)/99-visaged.rules
+	rm -f $(DESTDIR)$(PREFIX)/bin/visaged-fleet $(DESTDIR)$(UNITDIR)/visaged-fleet.service $(DESTDIR)$(SYSUSERSDIR)/visaged-fleet.conf
 	rm -f $(DESTDIR)$(SYSUSERSDIR)/visaged.conf $(DESTDIR)$(TMPFILESDIR)/visaged.conf
 	rm -rf $(DESTDIR)$(PREFIX)/share/doc/visaged
 	rm -f $(DESTDIR)$(PREFIX)/share/bash-completion/completions/visaged $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_visaged

@@ -16,6 +16,7 @@ use uuid::Uuid;
 use crate::cli::{BrokerArgs, Failure, open};
 use crate::contract::{DeviceName, Numbered};
 use crate::ingest::LARGEST_BATCH;
+use crate::simulate::STARTS_A_SECOND;
 use crate::store::{Batch, EventIn, Names, Store};
 use crate::time::Micros;
 
@@ -37,9 +38,18 @@ pub struct BenchArgs {
     /// Events a device for the way through broker and store, sent as fast as it goes by 50 devices; 0 leaves it out
     #[arg(long, default_value_t = 400)]
     flood_events: u64,
-    /// Numbers of devices that send one event a second and telemetry every ten
-    #[arg(long, value_delimiter = ',', default_value = "100,1000")]
+    /// Numbers of devices that send events and telemetry steadily
+    #[arg(long, value_delimiter = ',', default_value = "100,1000,10000")]
     devices: Vec<u32>,
+    /// Events a second and device, of these
+    #[arg(long, default_value_t = 0.01, value_parser = crate::cli::positive)]
+    rate: f64,
+    /// Seconds between two telemetry messages of a device, of these
+    #[arg(long, default_value_t = 10.0, value_parser = crate::cli::positive)]
+    telemetry_s: f64,
+    /// Leave out what the broker alone does with the same load
+    #[arg(long)]
+    no_peer: bool,
     /// How long each number of devices runs
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(5..))]
     seconds: u64,
@@ -111,15 +121,23 @@ pub async fn run(args: BenchArgs) -> Result<ExitCode, Failure> {
         let rate = fill(&open(&database()).await?, args.store_events, size).await?;
         println!("store        batches of {size:>4}   {rate:>8.0} events/s");
     }
-    let (_mosquitto, broker) = match &args.broker.broker {
+    let (mosquitto_child, broker) = match &args.broker.broker {
         Some(url) => (None, format!("mqtt://{}:{}", url.host, url.port)),
-        None => mosquitto(&folder.0).map(|(child, url)| (Some(child), url))?,
+        None => mosquitto(&folder.0).map(|(child, url, _)| (Some(child), url))?,
     };
     if args.flood_events > 0 {
         flood(&database(), &broker, args.flood_events).await?;
     }
+    if !args.no_peer && args.flood_events > 0 {
+        peer_flood(&args, args.flood_events)?;
+    }
+    let mosquitto = mosquitto_child.as_ref();
     for devices in &args.devices {
-        steady(&database(), &broker, *devices, args.seconds).await?;
+        let load = Load { devices: *devices, rate: args.rate, telemetry_s: args.telemetry_s, seconds: args.seconds };
+        steady(&database(), &broker, mosquitto, &load).await?;
+        if !args.no_peer {
+            peer_steady(&args, &broker, mosquitto, &load).await?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -175,31 +193,248 @@ async fn flood(database: &str, broker: &str, events: u64) -> Result<(), Failure>
     Ok(())
 }
 
-async fn steady(database: &str, broker: &str, devices: u32, seconds: u64) -> Result<(), Failure> {
+/// What devices send steadily.
+#[derive(Clone, Copy, Debug)]
+struct Load {
+    devices: u32,
+    rate: f64,
+    telemetry_s: f64,
+    seconds: u64,
+}
+
+impl Load {
+    /// Connecting is not part of the measurement: devices begin one after another.
+    fn ramp(&self) -> u64 {
+        u64::from(self.devices).div_ceil(STARTS_A_SECOND) + 5
+    }
+
+    async fn simulate(&self, broker: &str) -> Result<Value, Failure> {
+        let (count, rate, telemetry) = (self.devices.to_string(), self.rate.to_string(), self.telemetry_s.to_string());
+        let length = (self.seconds + self.ramp()).to_string();
+        let args = ["--devices", &count, "--rate", &rate, "--telemetry-s", &telemetry, "--seconds", &length];
+        simulate(broker, &args).await
+    }
+}
+
+/// What happened between two looks at a process, in percent of a core and bytes.
+fn used(from: Cost, to: Cost, took: f64) -> String {
+    format!(
+        "{:.1} % of a core, {} MB",
+        (to.processor_s - from.processor_s) * 100.0 / took,
+        to.resident_bytes / 1_000_000
+    )
+}
+
+async fn steady(database: &str, broker: &str, mosquitto: Option<&Running>, load: &Load) -> Result<(), Failure> {
     let store = open(database).await?;
-    let serve = serve(database, broker)?;
-    let count = devices.to_string();
-    // Connecting is not part of the measurement: devices begin one after another.
-    let ramp = u64::from(devices).div_ceil(400) + 3;
-    let length = (seconds + ramp).to_string();
-    let args = ["--devices", &count, "--rate", "1", "--telemetry-s", "10", "--seconds", &length];
-    let measure = async {
-        tokio::time::sleep(Duration::from_secs(ramp)).await;
-        let (from, begun, stored) = (serve.cost()?, Instant::now(), store.totals().await?.1);
-        tokio::time::sleep(Duration::from_secs(seconds - 1)).await;
-        let (to, stored) = (serve.cost()?, store.totals().await?.1 - stored);
-        let took = begun.elapsed().as_secs_f64();
-        Ok::<_, Failure>((stored as f64 / took, (to.processor_s - from.processor_s) * 100.0 / took, to.resident_bytes))
+    let (serve, address) = serve_at(database, broker)?;
+    let token = crate::cli::new_secret();
+    store
+        .add_token(&format!("bench-{}", Uuid::new_v4()), crate::store::Role::Read, &token, "bench", Micros::now())
+        .await?;
+    let on_postgres = store.dialect() == crate::store::Dialect::Postgres;
+    let look = || -> Result<_, Failure> {
+        let broker = mosquitto.map(Running::cost).transpose()?;
+        let database = on_postgres.then(database_cost).transpose()?;
+        Ok((serve.cost()?, broker, database, Buckets::read(&get(&address, "/metrics", &token)?.0)))
     };
-    let (report, measured) = tokio::join!(simulate(broker, &args), measure);
-    let (report, (rate, percent, resident)) = (report?, measured?);
-    wait_stored(&store, delivered(&report)).await?;
+    let before = store.totals().await?.1;
+    let measure = async {
+        tokio::time::sleep(Duration::from_secs(load.ramp())).await;
+        let (from, begun, stored) = (look()?, Instant::now(), store.totals().await?.1);
+        tokio::time::sleep(Duration::from_secs(load.seconds - 1)).await;
+        let (to, took) = (look()?, begun.elapsed().as_secs_f64());
+        let stored = store.totals().await?.1 - stored;
+        // Pages are asked for under the same load, but their cost is not part of the above.
+        let pages = pages(&address, &token)?;
+        Ok::<_, Failure>((from, to, took, stored, pages))
+    };
+    let (report, measured) = tokio::join!(load.simulate(broker), measure);
+    let (report, (from, to, took, stored, pages)) = (report?, measured?);
+    wait_stored(&store, before + delivered(&report)).await?;
+    let devices = load.devices;
     println!(
-        "steady    {devices:>5} devices          {rate:>8.0} events/s stored, {percent:.1} % of one core, {} MB; all {} delivered events stored",
-        resident / 1_000_000,
-        delivered(&report),
+        "steady    {devices:>5} devices: {:.0} events/s stored, all {} of them once",
+        stored as f64 / took,
+        delivered(&report)
     );
+    println!("          {devices:>5}   serve     {}", used(from.0, to.0, took));
+    if let (Some(from), Some(to)) = (from.1, to.1) {
+        println!("          {devices:>5}   broker    {}", used(from, to, took));
+    }
+    if let (Some(from), Some(to)) = (from.2, to.2) {
+        println!("          {devices:>5}   database  {}", used(from, to, took));
+    }
+    println!("          {devices:>5}   lag       {}", to.3.since(&from.3).percentiles());
+    println!("          {devices:>5}   pages     {pages}");
     store.close().await;
+    Ok(())
+}
+
+/// The slowest of five looks at each page.
+fn pages(address: &str, token: &str) -> Result<String, Failure> {
+    let device = get(address, "/api/v1/devices?limit=1", token)?.0;
+    let device: Value = serde_json::from_str(&device)?;
+    let name = |key: &str| device[0][key].as_str().unwrap_or_default().to_owned();
+    let device = format!("/devices/{}/{}", name("site"), name("device"));
+    let mut said = Vec::new();
+    for (what, path) in [
+        ("fleet", "/"),
+        ("search", "/?q=09"),
+        ("offline", "/?status=offline"),
+        ("device", &device),
+        ("roll-outs", "/rollouts"),
+    ] {
+        let mut slowest = Duration::ZERO;
+        for _ in 0..5 {
+            slowest = slowest.max(get(address, path, token)?.1);
+        }
+        said.push(format!("{what} {} ms", slowest.as_millis()));
+    }
+    Ok(said.join(", "))
+}
+
+/// All processes of a PostgreSQL on this machine.
+fn database_cost() -> Result<Cost, Failure> {
+    let mut all = Cost { processor_s: 0.0, resident_bytes: 0 };
+    for process in procfs::process::all_processes()?.flatten() {
+        let Ok(stat) = process.stat() else { continue };
+        if stat.comm == "postgres" {
+            let ticks = procfs::ticks_per_second() as f64;
+            all.processor_s += (stat.utime + stat.stime) as f64 / ticks;
+            // Shared memory is counted once: the largest stands for it.
+            all.resident_bytes = all.resident_bytes.max(stat.rss * procfs::page_size());
+        }
+    }
+    Ok(all)
+}
+
+/// A histogram's counts by upper bound, in seconds.
+#[derive(Clone, Debug, Default)]
+struct Buckets(Vec<(f64, u64)>);
+
+impl Buckets {
+    fn read(metrics: &str) -> Self {
+        let bucket = |line: &str| {
+            let (bound, count) =
+                line.strip_prefix("visaged_fleet_event_lag_seconds_bucket{le=\"")?.split_once("\"} ")?;
+            let bound = if bound == "+Inf" { f64::INFINITY } else { bound.parse().ok()? };
+            Some((bound, count.parse().ok()?))
+        };
+        Self(metrics.lines().filter_map(bucket).collect())
+    }
+
+    fn of(lags: &[f64]) -> Self {
+        let mut bounds: Vec<f64> = prometheus_client::metrics::histogram::exponential_buckets(0.001, 1.2, 64).collect();
+        bounds.push(f64::INFINITY);
+        Self(bounds.into_iter().map(|bound| (bound, lags.iter().filter(|lag| **lag <= bound).count() as u64)).collect())
+    }
+
+    fn since(&self, before: &Self) -> Self {
+        let earlier = |at: usize| before.0.get(at).map_or(0, |bucket| bucket.1);
+        Self(self.0.iter().enumerate().map(|(at, (bound, count))| (*bound, count - earlier(at))).collect())
+    }
+
+    fn percentile(&self, share: f64) -> Option<f64> {
+        let all = self.0.last()?.1;
+        let wanted = share * all as f64;
+        let at = self.0.iter().position(|(_, count)| *count as f64 >= wanted && *count > 0)?;
+        let (bound, count) = self.0[at];
+        let (below, fewer) = at.checked_sub(1).map_or((0.0, 0), |at| self.0[at]);
+        let within = (wanted - fewer as f64) / (count - fewer).max(1) as f64;
+        Some(if bound.is_finite() { below + (bound - below) * within } else { below })
+    }
+
+    fn percentiles(&self) -> String {
+        let ms = |share| self.percentile(share).map_or("-".into(), |lag| format!("{:.0} ms", lag * 1000.0));
+        format!("p50 {}, p95 {}, p99 {}", ms(0.5), ms(0.95), ms(0.99))
+    }
+}
+
+/// As fast as it goes from 50 publishers to one subscriber, all Mosquitto's own tools, with nothing behind them.
+fn peer_flood(args: &BenchArgs, events: u64) -> Result<(), Failure> {
+    let folder = Folder::new()?;
+    let (_mosquitto, port) = match &args.broker.broker {
+        Some(url) => (None, url.port),
+        None => mosquitto(&folder.0).map(|(child, _, port)| (Some(child), port))?,
+    };
+    let host = args.broker.broker.as_ref().map_or("127.0.0.1", |url| &url.host).to_owned();
+    let port = port.to_string();
+    let tool = |name: &str| {
+        let mut command = Command::new(name);
+        command.args(["-V", "5", "-h", &host, "-p", &port, "-q", "1"]);
+        command
+    };
+    let missing = |error| Failure::Failed(format!("bench: {error}; install mosquitto-clients, or give --no-peer"));
+    let lines = folder.0.join("lines");
+    let line = sample(0, Uuid::new_v4(), 0)?.body;
+    std::fs::write(&lines, format!("{line}\n").repeat(usize::try_from(events).unwrap_or(0)))?;
+    let all = (50 * events).to_string();
+    let mut subscriber = tool("mosquitto_sub");
+    let subscriber = subscriber.args(["-t", "bench/+", "-C", &all]).stdout(Stdio::null()).spawn().map_err(missing)?;
+    let mut subscriber = Running(subscriber);
+    std::thread::sleep(Duration::from_millis(500));
+    let begun = Instant::now();
+    let publisher = |number: u32| {
+        let mut command = tool("mosquitto_pub");
+        let lines = std::fs::File::open(&lines)?;
+        Ok::<_, Failure>(Running(command.args(["-l", "-t", &format!("bench/{number}")]).stdin(lines).spawn()?))
+    };
+    let publishers = (0..50).map(publisher).collect::<Result<Vec<_>, _>>()?;
+    subscriber.0.wait()?;
+    let rate = (50 * events) as f64 / begun.elapsed().as_secs_f64();
+    drop(publishers);
+    println!("peer flood   50 mosquitto_pub -l, one mosquitto_sub, QoS 1: {rate:.0} messages/s, nothing stored");
+    Ok(())
+}
+
+/// The same devices with a plain subscriber in the server's place: what broker and connections cost and take by themselves.
+async fn peer_steady(args: &BenchArgs, broker: &str, mosquitto: Option<&Running>, load: &Load) -> Result<(), Failure> {
+    let url: crate::link::BrokerUrl = broker.parse()?;
+    let address = args.broker.address(&url)?;
+    let options = crate::link::SessionOptions {
+        manual_acknowledgement: false,
+        ..crate::link::SessionOptions::storing(&format!("bench-{}", Uuid::new_v4()), true, Duration::ZERO)
+    };
+    let mut connection = crate::link::Connection::new(&address, &options);
+    let listen = async {
+        let mut lags = Vec::new();
+        let end = Instant::now() + Duration::from_secs(load.ramp() + load.seconds);
+        let begin = Instant::now() + Duration::from_secs(load.ramp());
+        while let Ok(told) =
+            tokio::time::timeout(end.saturating_duration_since(Instant::now()), connection.next()).await
+        {
+            match told? {
+                crate::link::Told::Connected(_) => connection.subscribe(&[format!("{}/#", crate::contract::ROOT)]),
+                crate::link::Told::Message(message) if Instant::now() > begin => {
+                    if let Ok(event) = serde_json::from_slice::<Numbered>(message.payload()) {
+                        let published = event.time.0 + (event.latency_ms.unwrap_or(0.0) * 1000.0) as i64;
+                        lags.push((Micros::now().0 - published) as f64 / 1e6);
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok::<_, Failure>(lags)
+    };
+    let measure = async {
+        tokio::time::sleep(Duration::from_secs(load.ramp())).await;
+        let (from, begun) = (mosquitto.map(Running::cost).transpose()?, Instant::now());
+        tokio::time::sleep(Duration::from_secs(load.seconds - 1)).await;
+        Ok::<_, Failure>((from, mosquitto.map(Running::cost).transpose()?, begun.elapsed().as_secs_f64()))
+    };
+    let (report, lags, measured) = tokio::join!(load.simulate(broker), listen, measure);
+    let (lags, (from, to, took)) = (lags?, measured?);
+    report?;
+    let devices = load.devices;
+    println!(
+        "peer      {devices:>5} devices, a plain subscriber in place of the server, nothing stored: {} events",
+        lags.len()
+    );
+    if let (Some(from), Some(to)) = (from, to) {
+        println!("          {devices:>5}   broker    {}", used(from, to, took));
+    }
+    println!("          {devices:>5}   lag       {}", Buckets::of(&lags).percentiles());
     Ok(())
 }
 
@@ -226,6 +461,11 @@ async fn wait_stored(store: &Store, events: i64) -> Result<(), Failure> {
 }
 
 fn serve(database: &str, broker: &str) -> Result<Running, Failure> {
+    serve_at(database, broker).map(|(serve, _)| serve)
+}
+
+/// The server, and where its HTTP listens.
+fn serve_at(database: &str, broker: &str) -> Result<(Running, String), Failure> {
     // A group of its own: the session that the server before has left would else get its share of the events.
     let name = format!("bench-{}", Uuid::new_v4().simple());
     let mut child = Command::new(std::env::current_exe()?)
@@ -244,7 +484,7 @@ fn serve(database: &str, broker: &str) -> Result<Running, Failure> {
     let begun = Instant::now();
     while begun.elapsed() < PATIENCE {
         if is_ready(&address) {
-            return Ok(running);
+            return Ok((running, address));
         }
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -259,6 +499,23 @@ fn is_ready(address: &str) -> bool {
     asked.is_ok() && stream.read_to_string(&mut answer).is_ok() && answer.starts_with("HTTP/1.0 200")
 }
 
+/// The body, and how long it took.
+fn get(address: &str, path: &str, token: &str) -> Result<(String, Duration), Failure> {
+    use std::io::{Read, Write};
+    let begun = Instant::now();
+    let mut stream = TcpStream::connect(address)?;
+    stream.write_all(
+        format!("GET {path} HTTP/1.0\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\n\r\n").as_bytes(),
+    )?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let took = begun.elapsed();
+    match answer.split_once("\r\n\r\n") {
+        Some((head, body)) if head.starts_with("HTTP/1.0 200") => Ok((body.to_owned(), took)),
+        _ => Err(Failure::Failed(format!("bench: {path}: {}", answer.lines().next().unwrap_or("no answer")))),
+    }
+}
+
 async fn simulate(broker: &str, args: &[&str]) -> Result<Value, Failure> {
     let program = std::env::current_exe()?;
     let (broker, args): (String, Vec<String>) = (broker.to_owned(), args.iter().map(|arg| (*arg).to_owned()).collect());
@@ -271,11 +528,11 @@ async fn simulate(broker: &str, args: &[&str]) -> Result<Value, Failure> {
 }
 
 /// With queues as `docs/fleet.md` asks for.
-fn mosquitto(folder: &Path) -> Result<(Running, String), Failure> {
+fn mosquitto(folder: &Path) -> Result<(Running, String, u16), Failure> {
     let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
     let file = folder.join("mosquitto.conf");
     let config = format!(
-        "persistence false\nlog_dest none\nmax_queued_messages 0\nmax_inflight_messages 1000\nlistener {port} 127.0.0.1\nallow_anonymous true\n"
+        "user root\npersistence false\nlog_dest none\nmax_queued_messages 0\nmax_inflight_messages 1000\nlistener {port} 127.0.0.1\nallow_anonymous true\n"
     );
     std::fs::write(&file, config)?;
     let program =
@@ -291,5 +548,22 @@ fn mosquitto(folder: &Path) -> Result<(Running, String), Failure> {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    Ok((child, format!("mqtt://127.0.0.1:{port}")))
+    Ok((child, format!("mqtt://127.0.0.1:{port}"), port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_those_of_what_came_between_two_looks() {
+        let text = |counts: [u64; 3]| {
+            let line = |(bound, count)| format!("visaged_fleet_event_lag_seconds_bucket{{le=\"{bound}\"}} {count}\n");
+            ["0.01", "0.1", "+Inf"].into_iter().zip(counts).map(line).collect::<String>()
+        };
+        let (before, after) = (Buckets::read(&text([10, 10, 10])), Buckets::read(&text([60, 110, 110])));
+        let between = after.since(&before);
+        assert_eq!(between.percentiles(), "p50 10 ms, p95 91 ms, p99 98 ms");
+        assert_eq!(Buckets::default().percentiles(), "p50 -, p95 -, p99 -");
+    }
 }

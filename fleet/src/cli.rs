@@ -1,4 +1,4 @@
-//! The command line: `serve`, `simulate`, `audit`, `token`, `bench`.
+//! The command line: `serve`, `simulate`, `audit`, `token`, `models`, `bench`.
 //!
 //! Exit 0 on success, 1 on a failed run or an audit that finds something, 2 on bad usage or configuration; one line on stderr says what, where and
 //! what to do; data go to stdout.
@@ -14,10 +14,11 @@ use clap::{Args, Parser, Subcommand};
 use crate::audit::audit;
 use crate::bench;
 use crate::broker;
+use crate::bundle::Bundle;
 use crate::link::{BrokerAddress, BrokerUrl, LinkError, tls};
 use crate::serve::{self, DEFAULT_LEASE};
 use crate::simulate::{self, Faults};
-use crate::store::{DEFAULT_DATABASE, Place, Role, Store};
+use crate::store::{Added, BundleRow, DEFAULT_DATABASE, Place, Role, Store};
 use crate::time::Micros;
 
 /// The operator's side of visaged: registry, store, roll-outs, pages; a simulator; an audit.
@@ -38,6 +39,8 @@ enum Command {
     Audit(AuditArgs),
     /// Make, list and take back the tokens that HTTP asks for
     Token(TokenArgs),
+    /// Add, list and remove the model bundles that are hosted for roll-outs
+    Models(ModelsArgs),
     /// Measure events a second through broker and store, and what serving costs
     Bench(bench::BenchArgs),
 }
@@ -78,7 +81,7 @@ impl BrokerArgs {
         self.broker_user.clone().zip(self.broker_password.clone())
     }
 
-    fn address(&self, url: &BrokerUrl) -> Result<BrokerAddress, LinkError> {
+    pub(crate) fn address(&self, url: &BrokerUrl) -> Result<BrokerAddress, LinkError> {
         let client = self.broker_certificate.as_deref().zip(self.broker_key.as_deref());
         let tls = url.tls.then(|| tls(self.broker_ca.as_deref(), client)).transpose()?;
         Ok(BrokerAddress { host: url.host.clone(), port: url.port, login: self.login(), tls })
@@ -112,6 +115,17 @@ struct ServeArgs {
     /// Remove events and telemetry after so many days [default: keep all]
     #[arg(long, env = "VISAGED_FLEET_KEEP_DAYS", value_parser = clap::value_parser!(u64).range(1..=36500))]
     keep_days: Option<u64>,
+    /// Where devices reach this server over HTTPS, such as https://fleet.example: bundles are then fetched from there instead of sent over MQTT
+    #[arg(long, env = "VISAGED_FLEET_PUBLIC_URL", value_parser = public_url)]
+    public_url: Option<String>,
+}
+
+fn public_url(text: &str) -> Result<String, String> {
+    let host = text.strip_prefix("https://").map(|rest| rest.trim_end_matches('/')).filter(|rest| !rest.is_empty());
+    match host.filter(|host| !host.contains(['?', '#', '@', ' '])) {
+        Some(host) => Ok(format!("https://{host}")),
+        None => Err("want https://HOST, as devices fetch over HTTPS alone".into()),
+    }
 }
 
 #[derive(Debug, Args)]
@@ -214,7 +228,35 @@ enum TokenCommand {
     },
 }
 
-fn positive(text: &str) -> Result<f64, String> {
+#[derive(Debug, Args)]
+struct ModelsArgs {
+    #[command(flatten)]
+    database: DatabaseArgs,
+    #[command(subcommand)]
+    command: ModelsCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum ModelsCommand {
+    /// Host a bundle; prints the name to roll it out by
+    Add {
+        /// What `visaged models pack` wrote
+        archive: PathBuf,
+        /// Its signature [default: ARCHIVE.minisig]
+        #[arg(long)]
+        signature: Option<PathBuf>,
+    },
+    /// Print names, sizes, hashes and times
+    List,
+    /// Host one no longer
+    Remove {
+        /// Which
+        name: String,
+    },
+}
+
+/// A number above 0.
+pub(crate) fn positive(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(value) if value > 0.0 && value.is_finite() && value < 1e9 => Ok(value),
         _ => Err("want a number above 0".into()),
@@ -278,6 +320,7 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Simulate(args) => simulate(args).await,
         Command::Audit(args) => audit_store(args).await,
         Command::Token(args) => token(args).await,
+        Command::Models(args) => models(args).await,
         Command::Bench(args) => bench::run(args).await,
     }
 }
@@ -302,6 +345,7 @@ fn instance_name(given: Option<String>) -> Result<String, Failure> {
 }
 
 async fn serve(args: ServeArgs) -> Result<ExitCode, Failure> {
+    raise_file_limit();
     let usage = |error: LinkError| Failure::Usage(error.to_string());
     let instance = instance_name(args.instance)?;
     if args.group.is_empty() || args.group.contains(['/', '+', '#']) {
@@ -326,6 +370,7 @@ async fn serve(args: ServeArgs) -> Result<ExitCode, Failure> {
         lease: Duration::from_secs(args.lease_s),
         listen: args.listen,
         silent_after: Duration::from_secs(args.silent_after_s),
+        public_url: args.public_url,
         keep: args.keep_days.map(|days| Duration::from_secs(days * 24 * 3600)),
     };
     let server = serve::Server::start(store, settings).await?;
@@ -454,6 +499,51 @@ async fn token(args: TokenArgs) -> Result<ExitCode, Failure> {
                 return Err(Failure::Failed(format!("no valid token {name:?}; `token list` shows them")));
             }
         }
+    }
+    store.close().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn models(args: ModelsArgs) -> Result<ExitCode, Failure> {
+    let store = open(&args.database.database).await?;
+    let now = Micros::now();
+    match args.command {
+        ModelsCommand::Add { archive, signature } => {
+            let beside = || PathBuf::from(format!("{}.minisig", archive.display()));
+            let signature = signature.unwrap_or_else(beside);
+            let unreadable = |path: &std::path::Path, error: std::io::Error| {
+                Failure::Failed(format!(
+                    "{}: {error}; give what `visaged models pack` and `minisign` wrote",
+                    path.display()
+                ))
+            };
+            let bytes = std::fs::read(&archive).map_err(|error| unreadable(&archive, error))?;
+            let signed = std::fs::read_to_string(&signature).map_err(|error| unreadable(&signature, error))?;
+            let bundle = Bundle::new(&bytes, &signed)
+                .map_err(|error| Failure::Failed(format!("{}: {error}", archive.display())))?;
+            let name = bundle.name();
+            if store.add_bundle(&bundle, "command line", now).await? == Added::Other {
+                return Err(Failure::Failed(format!(
+                    "another {name} is hosted already; a change wants a higher version"
+                )));
+            }
+            println!("{name}");
+        }
+        ModelsCommand::List => {
+            for BundleRow { name, size, sha256, created, expires, .. } in store.bundles().await? {
+                let expires = expires.map_or("-".into(), |at| at.to_string());
+                println!("{name}\t{size}\t{sha256}\t{created}\t{expires}");
+            }
+        }
+        ModelsCommand::Remove { name } => match store.remove_bundle(&name, "command line", now).await? {
+            Some(true) => {}
+            Some(false) => {
+                return Err(Failure::Failed(format!(
+                    "{name} is still needed by a roll-out or a command; cancel these first"
+                )));
+            }
+            None => return Err(Failure::Failed(format!("no bundle {name:?}; `models list` shows them"))),
+        },
     }
     store.close().await;
     Ok(ExitCode::SUCCESS)

@@ -302,6 +302,9 @@ pub enum AnswerState {
 pub struct Answer {
     /// The command's; empty where the device could not read it.
     pub id: String,
+    /// The command's name.
+    #[serde(default)]
+    pub name: String,
     /// How far it is.
     pub state: AnswerState,
     /// What came out.
@@ -336,6 +339,9 @@ pub const COMMANDS: [&str; 11] = [
     "log.level",
     "restart",
 ];
+
+/// The command that carries a part of a bundle; sent by the server on its own, so none of [`COMMANDS`].
+pub const CHUNK_COMMAND: &str = "models.chunk";
 
 /// `A-Z a-z 0-9 . _ -`, 1 to 64 of them.
 pub fn is_command_id(id: &str) -> bool {

@@ -6,8 +6,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 
@@ -36,6 +37,58 @@ pub enum Incoming {
     Mark(oneshot::Sender<()>),
 }
 
+/// Whether a part of the server is at something, and for how long.
+#[derive(Debug)]
+pub struct Pulse {
+    epoch: Instant,
+    /// Milliseconds after `epoch`; 0 is idle.
+    since: AtomicU64,
+}
+
+impl Default for Pulse {
+    fn default() -> Self {
+        Self { epoch: Instant::now(), since: AtomicU64::new(0) }
+    }
+}
+
+impl Pulse {
+    /// Busy until what is given is dropped, or this is called again.
+    pub fn begin(&self) -> Busy<'_> {
+        let now = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.since.store(now.max(1), Ordering::Relaxed);
+        Busy(self)
+    }
+
+    /// Zero when idle.
+    pub fn busy_for(&self) -> Duration {
+        match self.since.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            since => self.epoch.elapsed().saturating_sub(Duration::from_millis(since)),
+        }
+    }
+}
+
+/// While this lives its [`Pulse`] is busy.
+#[derive(Debug)]
+pub struct Busy<'a>(&'a Pulse);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.since.store(0, Ordering::Relaxed);
+    }
+}
+
+/// From an event's publishing, by the device's clock, to its being in the store, by this one's, in seconds: buckets from 1 ms, each a fifth wider
+/// than the one before, so that a percentile is right to a tenth.
+#[derive(Debug)]
+pub struct Lag(pub Histogram);
+
+impl Default for Lag {
+    fn default() -> Self {
+        Self(Histogram::new(exponential_buckets(0.001, 1.2, 64)))
+    }
+}
+
 /// What was counted since the start.
 #[derive(Debug, Default)]
 pub struct Counters {
@@ -55,6 +108,10 @@ pub struct Counters {
     pub retries: AtomicU64,
     /// Sessions of other instances that were taken over.
     pub adopted: AtomicU64,
+    /// Of events that were not late already when the device sent them.
+    pub lag: Lag,
+    /// Shows that the writer's work goes on.
+    pub writing: Pulse,
 }
 
 /// Stores what comes until `incoming` ends.
@@ -71,6 +128,7 @@ pub async fn write(store: Store, mut incoming: mpsc::Receiver<Incoming>, counter
             }
         }
         store_until_done(&store, &mut names, &batch, &counters).await;
+        observe_lag(&batch, Micros::now(), &counters.lag.0);
         counters.messages.fetch_add(waiting.len() as u64, Ordering::Relaxed);
         counters.unreadable.fetch_add(batch.unreadable.len() as u64, Ordering::Relaxed);
         for item in waiting.drain(..) {
@@ -82,6 +140,13 @@ pub async fn write(store: Store, mut incoming: mpsc::Receiver<Incoming>, counter
     }
 }
 
+fn observe_lag(batch: &Batch, now: Micros, lag: &Histogram) {
+    for EventIn { event, .. } in batch.events.iter().filter(|event| !event.event.historical) {
+        let published = event.time.0.saturating_add((event.latency_ms.unwrap_or(0.0) * 1000.0) as i64);
+        lag.observe(now.0.saturating_sub(published).max(0) as f64 / 1e6);
+    }
+}
+
 /// The database may be away for hours: meanwhile the broker keeps what is not acknowledged.
 async fn store_until_done(store: &Store, names: &mut Names, batch: &Batch, counters: &Counters) {
     if batch.is_empty() {
@@ -89,6 +154,7 @@ async fn store_until_done(store: &Store, names: &mut Names, batch: &Batch, count
     }
     let mut wait = RETRY_FIRST;
     loop {
+        let _busy = counters.writing.begin();
         match store.write(names, batch).await {
             Ok(stored) => {
                 counters.events.fetch_add(stored.events, Ordering::Relaxed);
@@ -216,6 +282,17 @@ mod tests {
         ]);
         assert_eq!((batch.events.len(), batch.gaps.len(), batch.statuses.len(), batch.infos.len()), (1, 1, 0, 0));
         assert_eq!(batch.unreadable.len(), 8, "{:#?}", batch.unreadable);
+    }
+
+    #[test]
+    fn a_pulse_is_busy_from_its_beginning_to_its_end() {
+        let pulse = Pulse { epoch: Instant::now() - Duration::from_secs(100), since: AtomicU64::new(0) };
+        assert_eq!(pulse.busy_for(), Duration::ZERO);
+        let busy = pulse.begin();
+        pulse.since.store(10_000, Ordering::Relaxed);
+        assert!(pulse.busy_for() >= Duration::from_secs(90), "since 90 seconds ago");
+        drop(busy);
+        assert_eq!(pulse.busy_for(), Duration::ZERO);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! | [`store`] | SQLite or PostgreSQL behind one set of queries; migrations |
 //! | [`link`] | one MQTT 5 session: connects, hands on messages, acknowledges by hand |
 //! | [`broker`] | the embedded broker, for trials |
+//! | [`bundle`] | model bundles that the server hosts, and the parts that they are sent in |
 //! | [`ingest`] | from messages to rows, in batches; says which messages may be acknowledged |
 //! | [`serve`] | joins the parts; instances, their leases, adoption of a dead one's session; the leader's work |
 //! | [`rollout`] | roll-outs: a pure state machine and the reading and writing round it |
@@ -21,6 +22,7 @@
 pub mod audit;
 pub mod bench;
 pub mod broker;
+pub mod bundle;
 pub mod cli;
 pub mod contract;
 pub mod ingest;

@@ -6,19 +6,22 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use sd_notify::NotifyState;
+use serde_json::json;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-use crate::contract::ROOT;
-use crate::ingest::{self, Counters, Incoming};
+use crate::bundle::{newest, part_id, part_request};
+use crate::contract::{CHUNK_COMMAND, ROOT};
+use crate::ingest::{self, Counters, Incoming, Pulse};
 use crate::link::{BrokerAddress, Connection, Message, SessionOptions, Told};
 use crate::rollout::Execution;
-use crate::store::{Abandoned, NewCommand, Registration, Store, StoreError};
+use crate::store::{Abandoned, BundleRow, NewCommand, PartsToSend, Registration, Store, StoreError};
 use crate::time::Micros;
 use crate::web;
 
@@ -33,6 +36,24 @@ const SESSION_EXPIRY: Duration = Duration::from_secs(7 * 24 * 3600);
 const LEADER_TICK: Duration = Duration::from_millis(500);
 const RESEND_AFTER: Duration = Duration::from_secs(20);
 const COMMANDS_A_TICK: i64 = 500;
+
+/// A device that has not answered for its parts for so long is sent them again.
+const RESEND_PARTS_AFTER: Duration = Duration::from_secs(10);
+
+/// Parts of bundles that are handed to the broker at a time; each has 43 KiB.
+const PARTS_AT_A_TIME: usize = 128;
+
+/// Between two looks at what has arrived, while parts are on their way.
+const PARTS_TICK: Duration = Duration::from_millis(100);
+
+/// What is hosted is looked at this often, for the topic that says so.
+const HOSTED_EVERY: Duration = Duration::from_secs(5);
+
+/// A part of the server that has been at one thing for so long hangs: the database's own time-outs are shorter.
+const HANGS: Duration = Duration::from_secs(180);
+
+/// Retained: the newest version of each task that this server hosts.
+pub const HOSTED_TOPIC: &str = "visaged/fleet/models";
 const RETENTION_EVERY: Duration = Duration::from_secs(3600);
 const DRAIN_LIMIT: Duration = Duration::from_secs(60);
 const RECONNECT_FIRST: Duration = Duration::from_millis(200);
@@ -57,6 +78,8 @@ pub struct Settings {
     pub silent_after: Duration,
     /// Events and telemetry older than this are removed.
     pub keep: Option<Duration>,
+    /// Where devices reach this server over HTTPS, without a slash at its end: hosted bundles are then given out there.
+    pub public_url: Option<String>,
 }
 
 /// Why serving ended.
@@ -91,6 +114,10 @@ pub struct Shared {
     pub leads: AtomicBool,
     /// Changes when something that pages show has changed.
     pub version: watch::Sender<i64>,
+    /// Shows that the leader's work goes on.
+    pub leading: Pulse,
+    /// Connections to the broker so far.
+    links: AtomicU64,
     client: Mutex<Option<rumqttc::v5::AsyncClient>>,
     registration: Mutex<Registration>,
 }
@@ -105,6 +132,7 @@ impl Shared {
     }
 
     fn set_client(&self, client: Option<rumqttc::v5::AsyncClient>) {
+        self.links.fetch_add(u64::from(client.is_some()), Ordering::Relaxed);
         self.linked.store(client.is_some(), Ordering::Relaxed);
         *self.client.lock().unwrap_or_else(PoisonError::into_inner) = client;
     }
@@ -139,6 +167,8 @@ impl Server {
             linked: AtomicBool::new(false),
             leads: AtomicBool::new(false),
             version: watch::Sender::new(0),
+            leading: Pulse::default(),
+            links: AtomicU64::new(0),
             client: Mutex::new(None),
             registration: Mutex::new(registration),
         });
@@ -150,6 +180,7 @@ impl Server {
         tasks.spawn(keep_registered(Arc::clone(&shared), incoming, stopped.clone()));
         tasks.spawn(lead(Arc::clone(&shared), stopped.clone()));
         tasks.spawn(watch_changes(Arc::clone(&shared), stopped.clone()));
+        tasks.spawn(tell_systemd(Arc::clone(&shared), stopped.clone()));
         let routes = web::router(Arc::clone(&shared));
         tasks.spawn(async move {
             let end = wait_for_stop(stopped);
@@ -177,6 +208,7 @@ impl Server {
                 Err(error) => Err(ServeError::Part(error.to_string())),
             },
         };
+        tell(&[NotifyState::Stopping]);
         self.stop.send_replace(true);
         // Viewers of pages hold connections open; they are not waited for.
         let rest = async {
@@ -402,7 +434,10 @@ async fn empty(shared: &Shared, incoming: &mpsc::Sender<Incoming>, session: &Aba
 
 async fn lead(shared: Arc<Shared>, mut stopped: watch::Receiver<bool>) -> Result<(), ServeError> {
     let mut cleaned = None::<tokio::time::Instant>;
+    let mut parts = Parts::default();
+    let mut hosted = Hosted::default();
     while !pause(&mut stopped, LEADER_TICK).await {
+        let _busy = shared.leading.begin();
         let leads = match hold_lease(&shared).await {
             Ok(leads) => leads,
             Err(error) => {
@@ -415,8 +450,11 @@ async fn lead(shared: Arc<Shared>, mut stopped: watch::Receiver<bool>) -> Result
         if !leads || !shared.linked.load(Ordering::Relaxed) {
             continue;
         }
-        if let Err(error) = work(&shared).await {
+        if let Err(error) = work(&shared, &mut parts).await {
             tracing::warn!(%error, "commands and roll-outs wait");
+        }
+        if let Err(error) = hosted.say(&shared).await {
+            tracing::warn!(%error, "what is hosted could not be said");
         }
         if let Some(keep) = shared.settings.keep.filter(|_| cleaned.is_none_or(|at| at.elapsed() > RETENTION_EVERY)) {
             cleaned = Some(tokio::time::Instant::now());
@@ -436,11 +474,19 @@ async fn hold_lease(shared: &Shared) -> Result<bool, StoreError> {
     shared.store.lease("leader", &shared.registration().run, now, until).await
 }
 
-async fn work(shared: &Shared) -> Result<(), StoreError> {
+async fn work(shared: &Shared, parts: &mut Parts) -> Result<(), StoreError> {
     for id in shared.store.open_rollouts().await? {
         drive(&shared.store, &id, Micros::now()).await?;
     }
-    send_commands(shared).await
+    send_commands(shared).await?;
+    // As long as they go out at once, answers come at once: no need to wait for the next round.
+    for _ in 0..LEADER_TICK.as_millis() / PARTS_TICK.as_millis() {
+        if parts.send(shared).await? == 0 {
+            break;
+        }
+        tokio::time::sleep(PARTS_TICK).await;
+    }
+    Ok(())
 }
 
 /// One step of one roll-out.
@@ -457,6 +503,10 @@ pub async fn drive(store: &Store, id: &str, now: Micros) -> Result<(), StoreErro
     }
     let not_after = now.plus(Duration::from_secs(taken.rollout.plan.timeout_s.into()));
     let told = (!taken.rollout.plan.without_expiry).then_some(not_after);
+    let parts = match begun.is_empty() {
+        true => None,
+        false => parts_of(store, &taken.args).await?,
+    };
     let commands: Vec<_> = (begun.into_iter())
         .map(|device| {
             let command = format!("{id}.{device}");
@@ -465,6 +515,7 @@ pub async fn drive(store: &Store, id: &str, now: Micros) -> Result<(), StoreErro
                 id: command,
                 device,
                 name: taken.command.clone(),
+                parts: parts.clone(),
                 not_after,
                 created_by: format!("roll-out {id}"),
             }
@@ -499,6 +550,123 @@ async fn send_commands(shared: &Shared) -> Result<(), StoreError> {
         sent.push(command.id);
     }
     if sent.is_empty() { Ok(()) } else { shared.store.commands_sent(&sent, now).await }
+}
+
+/// The hosted bundle that the arguments of a `models.install` announce in parts.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn parts_of(store: &Store, args: &serde_json::Value) -> Result<Option<(String, i64)>, StoreError> {
+    let hash = args.get("sha256").and_then(|hash| hash.as_str()).filter(|_| args.get("chunks").is_some());
+    let Some(hash) = hash else { return Ok(None) };
+    Ok(store.bundle_of(hash).await?.map(|bundle| (bundle.name, bundle.parts)))
+}
+
+/// Bundles on their way over MQTT. How far each is stands in the store, so that another leader can go on.
+#[derive(Debug, Default)]
+struct Parts {
+    /// The one that was sent last: a roll-out sends the same to many.
+    bundle: Option<(String, Vec<String>)>,
+}
+
+impl Parts {
+    /// Hands over what can go; gives how many parts that were.
+    async fn send(&mut self, shared: &Shared) -> Result<usize, StoreError> {
+        let Some(client) = shared.client() else { return Ok(0) };
+        let now = Micros::now();
+        let waiting = shared.store.parts_to_send(now.minus(RESEND_PARTS_AFTER), PARTS_AT_A_TIME as i64).await?;
+        let (mut sent, mut room) = (Vec::new(), PARTS_AT_A_TIME);
+        'all: for parts in waiting {
+            let bundle = self.bundle(&shared.store, &parts.bundle).await?;
+            let topic = parts.device.topic(&format!("cmd/{CHUNK_COMMAND}"));
+            let PartsToSend { from, to, attempt, .. } = parts;
+            let mut reached = from;
+            for index in from..to {
+                let Some(data) = usize::try_from(index).ok().and_then(|index| bundle.get(index)) else { break };
+                let request = part_request(&part_id(&parts.command, index, attempt), &parts.command, index, data);
+                let qos = rumqttc::v5::mqttbytes::QoS::AtLeastOnce;
+                if room == 0 || client.try_publish(topic.as_str(), qos, false, request).is_err() {
+                    sent.extend((reached > from).then_some((parts, reached)));
+                    break 'all;
+                }
+                (reached, room) = (index + 1, room - 1);
+            }
+            sent.push((parts, reached));
+        }
+        if !sent.is_empty() {
+            shared.store.parts_sent(&sent, now).await?;
+        }
+        Ok(PARTS_AT_A_TIME - room)
+    }
+
+    async fn bundle(&mut self, store: &Store, name: &str) -> Result<&[String], StoreError> {
+        if self.bundle.as_ref().is_none_or(|(known, _)| known != name) {
+            self.bundle = Some((name.to_owned(), store.bundle_parts(name).await?));
+        }
+        Ok(self.bundle.as_ref().map_or(&[], |(_, parts)| parts))
+    }
+}
+
+/// Says on [`HOSTED_TOPIC`] what the newest versions are: for whoever wants to know that a device could have a newer one.
+#[derive(Debug, Default)]
+struct Hosted {
+    looked: Option<tokio::time::Instant>,
+    said: Option<(u64, String)>,
+}
+
+impl Hosted {
+    async fn say(&mut self, shared: &Shared) -> Result<(), StoreError> {
+        if self.looked.is_some_and(|at| at.elapsed() < HOSTED_EVERY) {
+            return Ok(());
+        }
+        self.looked = Some(tokio::time::Instant::now());
+        let now = (shared.links.load(Ordering::Relaxed), hosted_payload(&shared.store.bundles().await?));
+        let Some(client) = shared.client().filter(|_| self.said.as_ref() != Some(&now)) else { return Ok(()) };
+        let qos = rumqttc::v5::mqttbytes::QoS::AtLeastOnce;
+        if client.try_publish(HOSTED_TOPIC, qos, true, now.1.clone()).is_ok() {
+            self.said = Some(now);
+        }
+        Ok(())
+    }
+}
+
+fn hosted_payload(bundles: &[BundleRow]) -> String {
+    let models: Vec<_> = (newest(bundles).into_iter())
+        .map(|bundle| json!({"task": bundle.task, "version": bundle.version, "sha256": bundle.sha256}))
+        .collect();
+    json!({"schema": "visaged.fleet.models.v1", "models": models}).to_string()
+}
+
+// ---- systemd ----
+
+fn tell(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!(%error, "systemd could not be told");
+    }
+}
+
+/// Ready when HTTP listens and the store is open: a broker that is away is said in the status, and no reason to start anew. The watchdog
+/// is told as long as neither the writer nor the leader hangs.
+async fn tell_systemd(shared: Arc<Shared>, mut stopped: watch::Receiver<bool>) -> Result<(), ServeError> {
+    tell(&[NotifyState::Ready]);
+    let ping_every = sd_notify::watchdog_enabled().map_or(Duration::from_secs(5), |watchdog| watchdog / 3);
+    loop {
+        let stuck = [("the writer", &shared.counters.writing), ("the leader", &shared.leading)]
+            .into_iter()
+            .find(|(_, pulse)| pulse.busy_for() > HANGS);
+        let words = match (stuck, shared.linked.load(Ordering::Relaxed)) {
+            (Some((who, _)), _) => format!("{who} hangs"),
+            (None, true) => "connected to the broker".to_owned(),
+            (None, false) => "no connection to the broker; trying again".to_owned(),
+        };
+        tell(&[NotifyState::Status(&words)]);
+        if stuck.is_none() {
+            tell(&[NotifyState::Watchdog]);
+        }
+        if pause(&mut stopped, ping_every).await {
+            return Ok(());
+        }
+    }
 }
 
 // ---- pages ----

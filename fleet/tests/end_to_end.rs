@@ -190,6 +190,91 @@ fn a_server_that_was_away_gets_what_came_meanwhile() {
     });
 }
 
+/// Restores an older backup, and holds what the audit then says to what the devices made.
+#[test]
+fn an_older_backup_misses_what_was_acknowledged_after_it_and_the_audit_names_it() {
+    let broker = Mosquitto::start();
+    let (folder, database) = sqlite();
+    let start = || Serve::start(&database, &["--broker", &broker.url(), "--instance", "only"]);
+    let mut serve = start();
+    let read = token(&database, "read");
+    let devices = program()
+        .args(["simulate", "--broker", &broker.url(), "--devices", "4", "--rate", "25", "--seconds", "12", "--calm"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let stored = |serve: &Serve, events: i64| {
+        wait_for("events", || {
+            (serve.json("GET", "/api/v1/overview", &read, "")["events_last_hour"].as_i64()? > events).then_some(())
+        });
+    };
+    stored(&serve, 100);
+    let backup = folder.path().join("backup.db").display().to_string();
+    backup_while_it_runs(&database, &backup);
+    stored(&serve, 300);
+    assert!(serve.stop());
+    for part in ["", "-wal", "-shm"] {
+        let _ = std::fs::remove_file(format!("{database}{part}"));
+    }
+    std::fs::rename(&backup, &database).unwrap();
+
+    let _serve = start();
+    let output = devices.wait_with_output().unwrap();
+    let report: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    let made = report["events"].as_i64().unwrap();
+    let lost = |audit: &Value| -> i64 {
+        let missing = audit["missing"].as_array().unwrap().iter();
+        missing.map(|m| m["to"].as_i64().unwrap() - m["from"].as_i64().unwrap() + 1).sum()
+    };
+    let (code, audit) = wait_for("what came after the backup, and what did not", || {
+        let audit = run(&["audit", "--database", &database, "--json"]);
+        let found: Value = serde_json::from_str(&stdout(&audit)).unwrap();
+        (found["events"].as_i64().unwrap() + lost(&found) == made).then_some((audit.status.code(), found))
+    });
+    assert_eq!(code, Some(1));
+    assert!(lost(&audit) >= 150, "at least what came between backup and restore: {audit}");
+    assert_eq!(audit["missing"].as_array().unwrap().len(), 4, "one hole a device: {audit}");
+}
+
+/// What `sqlite3 FILE ".backup COPY"` does, as far as the server can tell: a reader takes all of it while a writer goes on.
+fn backup_while_it_runs(database: &str, copy: &str) {
+    sqlx::any::install_default_drivers();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let pool = sqlx::AnyPool::connect(&format!("sqlite://{database}")).await.unwrap();
+        sqlx::query("VACUUM INTO $1").bind(copy.to_owned()).execute(&pool).await.unwrap();
+        pool.close().await;
+    });
+}
+
+#[test]
+fn systemd_is_told_when_the_server_is_ready_and_as_long_as_it_works() {
+    let (folder, database) = sqlite();
+    let socket = folder.path().join("notify");
+    let told = std::os::unix::net::UnixDatagram::bind(&socket).unwrap();
+    told.set_read_timeout(Some(support::HANGS)).unwrap();
+    // The broker is not there: the server is ready all the same, and says so.
+    let mut child = program()
+        .args(["serve", "--database", &database, "--listen", "127.0.0.1:0"])
+        .args(["--broker", &format!("mqtt://127.0.0.1:{}", support::free_port())])
+        .env("NOTIFY_SOCKET", &socket)
+        .env("WATCHDOG_USEC", "1500000")
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut heard = Vec::new();
+    let enough = |heard: &[String]| heard.iter().filter(|word| *word == "WATCHDOG=1").count() >= 3;
+    while !enough(&heard) {
+        let mut buffer = [0; 4096];
+        let length = told.recv(&mut buffer).unwrap();
+        heard.extend(String::from_utf8_lossy(&buffer[..length]).lines().map(str::to_owned));
+    }
+    assert_eq!(heard[0], "READY=1");
+    assert!(heard.iter().any(|word| word.starts_with("STATUS=no connection to the broker")), "{heard:?}");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
 #[test]
 fn without_a_broker_the_embedded_one_serves_devices() {
     let (_folder, database) = sqlite();

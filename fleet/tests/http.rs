@@ -206,7 +206,8 @@ fn nothing_is_told_without_a_valid_token_and_nothing_changed_from_a_foreign_page
             .replace("{site}", "s")
             .replace("{device}", "d")
             .replace("{id}", "x")
-            .replace("{action}", "pause");
+            .replace("{action}", "pause")
+            .replace("{name}", "x");
         for method in methods.as_object().unwrap().keys().map(|method| method.to_uppercase()) {
             assert_eq!(serve.http(&method, &path, None, "{}").0, 401, "{method} {path}");
             assert_eq!(serve.http(&method, &path, Some("vft_wrong"), "{}").0, 401, "{method} {path}");
@@ -223,6 +224,12 @@ fn nothing_is_told_without_a_valid_token_and_nothing_changed_from_a_foreign_page
                 serde_json::from_str::<Value>(&text).unwrap()["error"].as_str().expect("an error is JSON");
             }
         }
+    }
+    for (path, code) in [("/api/v1/devices?limit=many", 400), ("/api/v1/devices/%F3/d", 400), ("/api/v1/nothing", 404)]
+    {
+        let (status, text) = serve.http("GET", path, Some(&read), "");
+        let said: Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{path}: {text}"));
+        assert!(status == code && said["error"].is_string(), "{path}: {status} {said}");
     }
     for path in ["/", "/rollouts", "/audit-log", "/live", "/metrics", "/devices/s/d"] {
         assert_eq!(serve.http("GET", path, None, "").0, 401, "{path}");

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use support::{Postgres, sqlite};
 use visaged_fleet::audit::audit;
+use visaged_fleet::bundle::{Bundle, PART_BYTES, part_id};
 use visaged_fleet::contract::{DeviceName, Numbered};
 use visaged_fleet::ingest::add;
 use visaged_fleet::link::BrokerAddress;
@@ -15,7 +16,7 @@ use visaged_fleet::rollout::{Execution, Plan, Rollout, RolloutRequest, State, Ta
 use visaged_fleet::serve::drive;
 use visaged_fleet::simulate::{Faults, Settings, sample_payloads};
 use visaged_fleet::store::{
-    Batch, CommandState, DeviceFilter, EventIn, Names, NewCommand, NewRollout, Place, Registration, Role, Store,
+    Added, Batch, CommandState, DeviceFilter, EventIn, Names, NewCommand, NewRollout, Place, Registration, Role, Store,
 };
 use visaged_fleet::time::Micros;
 
@@ -94,7 +95,7 @@ fn an_event_is_stored_once_however_often_and_wherever_it_comes() {
         assert_eq!(store.totals().await.unwrap(), (2, 801));
         let counts = store.event_counts(at(-60)).await.unwrap();
         assert_eq!(counts.iter().map(|count| count.events).sum::<i64>(), 801, "what comes again is not counted again");
-        assert_eq!(store.overview(at(1), at(0)).await.unwrap().events_last_hour, 801);
+        assert_eq!(store.overview(at(1), at(0)).await.unwrap().0.events_last_hour, 801);
         let id = store.device_id(&name("a")).await.unwrap().unwrap();
         let events = store.events(id, at(0), at(10), 1000).await.unwrap();
         assert_eq!(events.len(), 10);
@@ -212,7 +213,7 @@ fn the_registry_knows_how_a_device_is_and_when_it_went_silent() {
         assert_eq!(store.devices(&silent).await.unwrap().len(), 1);
         let after = DeviceFilter { after: Some(name("a")), text: Some("S/".into()), ..filter(at(5)) };
         assert_eq!(store.devices(&after).await.unwrap().len(), 2);
-        let overview = store.overview(at(20), at(5)).await.unwrap();
+        let (overview, sites) = store.overview(at(20), at(5)).await.unwrap();
         assert_eq!(
             (overview.devices, overview.degraded, overview.offline, overview.unknown, overview.unreadable),
             (3, 1, 1, 1, 1)
@@ -225,7 +226,7 @@ fn the_registry_knows_how_a_device_is_and_when_it_went_silent() {
         store.set_tags(devices[0].id, "s/a", &["entrance".into()], "ops", at(20)).await.unwrap();
         let tagged = DeviceFilter { tag: Some("entrance".into()), ..filter(at(5)) };
         assert_eq!(store.devices(&tagged).await.unwrap()[0].tags, ["entrance"]);
-        assert_eq!(store.sites(at(5)).await.unwrap()[0].devices, 3);
+        assert_eq!(sites[0].devices, 3);
         assert_eq!(store.unreadable(5).await.unwrap()[0].topic, "visaged/v1/s/a/face");
     });
 }
@@ -256,6 +257,7 @@ fn a_command_is_sent_to_devices_that_are_there_until_it_is_answered_or_too_late(
                 device,
                 name: "ping".into(),
                 payload: "{}".into(),
+                parts: None,
                 not_after: at(100),
                 created_by: "ops".into(),
             };
@@ -393,12 +395,79 @@ fn a_roll_out_goes_through_the_store_wave_by_wave_and_stops_at_a_failed_one() {
         drive(store, "r", at(4)).await.unwrap();
         let row = store.rollout("r").await.unwrap().unwrap();
         assert!(row.settled && store.open_rollouts().await.unwrap().is_empty());
-        let outcomes = store.rollout_devices("r").await.unwrap();
+        let outcomes = store.rollout_devices("r", 100, false).await.unwrap();
         let count = |execution| outcomes.iter().filter(|d| d.state == execution).count();
         assert_eq!([Execution::Succeeded, Execution::Failed, Execution::Canceled].map(count), [2, 1, 3]);
         let failed = outcomes.iter().find(|d| d.state == Execution::Failed).unwrap();
         assert_eq!(failed.detail.as_deref(), Some("rolled_back: no frames"));
         assert_eq!(sent().await, 0);
+    });
+}
+
+#[test]
+fn parts_go_ahead_within_a_window_again_where_no_answer_comes_and_never_back() {
+    on_both(async |store| {
+        let device = registered(store, &["a"]).await[0];
+        let mut archive = vec![b'x'; PART_BYTES * 19 + 1];
+        archive[257..262].copy_from_slice(b"ustar");
+        let signature = "untrusted comment: x\nRUQ\ntrusted comment: visaged:derl:1.2.3\nabc=\n";
+        let bundle = Bundle::new(&archive, signature).unwrap();
+        assert_eq!(store.add_bundle(&bundle, "ops", at(0)).await.unwrap(), Added::New);
+        assert_eq!(store.add_bundle(&bundle, "ops", at(0)).await.unwrap(), Added::Same);
+        assert_eq!(store.bundle_of(&bundle.sha256).await.unwrap().unwrap().parts, 20);
+        assert_eq!(store.bundle_parts("derl-1.2.3").await.unwrap(), bundle.parts);
+        let command = NewCommand {
+            id: "c".into(),
+            device,
+            name: "models.install".into(),
+            payload: "{}".into(),
+            parts: Some(("derl-1.2.3".into(), 20)),
+            not_after: at(1000),
+            created_by: "ops".into(),
+        };
+        store.add_command(&command, "s/a", at(0)).await.unwrap();
+        let answer = async |name: &str, id: &str, state: &str, result: Value| {
+            let mut batch = Batch { received: at(1), ..Batch::default() };
+            let payload = json!({"schema": "visaged.rsp.v1", "id": id, "name": name, "state": state, "result": result, "error": null});
+            message(&mut batch, "a", &format!("rsp/{name}"), &payload);
+            store.write(&mut Names::default(), &batch).await.unwrap();
+        };
+        let arrived = async |first: Value| {
+            answer("models.chunk", &part_id("c", 0, 0), "succeeded", json!({"first_missing": first})).await
+        };
+        let next = async |resend_before: i64| {
+            let waiting = store.parts_to_send(at(resend_before), 10).await.unwrap();
+            waiting.first().map(|parts| (parts.from, parts.to, parts.attempt))
+        };
+        let send = async |now: i64| {
+            let waiting = store.parts_to_send(at(now - 10), 10).await.unwrap();
+            let sent: Vec<_> = waiting.into_iter().map(|parts| (parts.clone(), parts.to)).collect();
+            store.parts_sent(&sent, at(now)).await.unwrap();
+        };
+        assert_eq!(next(0).await, None, "not before the device has begun");
+        answer("models.install", "c", "in_progress", json!({})).await;
+        assert_eq!(next(0).await, Some((0, 8, 0)));
+        send(10).await;
+        assert_eq!(next(0).await, None, "the window is full");
+        arrived(json!(3)).await;
+        assert_eq!(next(0).await, Some((8, 11, 0)));
+        send(11).await;
+        arrived(json!(1)).await;
+        assert_eq!(next(11).await, None, "a late answer takes nothing back");
+        assert_eq!(next(12).await, Some((3, 11, 1)), "nothing heard since: all again from the first that is missing");
+        assert_eq!(store.remove_bundle("derl-1.2.3", "ops", at(2)).await.unwrap(), Some(false), "it is still needed");
+        arrived(json!(99)).await;
+        assert_eq!(next(12).await, Some((3, 11, 1)), "there are no 99 parts");
+        answer("models.chunk", &part_id("c", 0, 1), "rejected", json!({"first_missing": 5})).await;
+        assert_eq!(next(12).await, Some((3, 11, 1)));
+        arrived(Value::Null).await;
+        assert_eq!(next(1000).await, None, "all are there");
+        answer("models.install", "c", "succeeded", json!({})).await;
+        assert_eq!(store.command("c").await.unwrap().unwrap().state, CommandState::Succeeded);
+        assert_eq!(store.remove_bundle("derl-1.2.3", "ops", at(2)).await.unwrap(), Some(true));
+        assert!(
+            store.bundles().await.unwrap().is_empty() && store.bundle_parts("derl-1.2.3").await.unwrap().is_empty()
+        );
     });
 }
 

@@ -155,9 +155,14 @@ fn check_install(args: &serde_json::Map<String, Value>, now: Micros) -> Result<(
     text(args, "args.task", "task")?;
     text(args, "args.version", "version")?;
     text(args, "args.signature", "signature")?;
-    let url = text(args, "args.url", "url")?;
-    if !url.starts_with("https://") && !url.starts_with("file:///") {
-        return Err(invalid("args.url", "want https:// or file:///; a roll-out sends no chunks"));
+    if args.get("chunks").is_none() {
+        let url = text(args, "args.url", "url")?;
+        if !url.starts_with("https://") && !url.starts_with("file:///") {
+            return Err(invalid(
+                "args.url",
+                "want https:// or file:///, or the name of a hosted bundle in args.bundle",
+            ));
+        }
     }
     let hash = text(args, "args.sha256", "sha256")?;
     if hash.len() != 64 || !hash.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {

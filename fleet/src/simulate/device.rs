@@ -1,6 +1,6 @@
 //! One simulated device.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{DRAIN_LIMIT, LedgerLine, Report, Settings};
-use crate::contract::{ANSWER_SCHEMA, Command, DeviceName};
+use crate::contract::{ANSWER_SCHEMA, CHUNK_COMMAND, Command, DeviceName};
 use crate::link::{Connection, Message, SessionOptions, Told};
 use crate::time::Micros;
 
@@ -26,6 +26,8 @@ const WINDOW: usize = 16;
 const REMEMBERED: usize = 256;
 
 const EMOTIONS: [&str; 8] = ["neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt"];
+
+const INSTALL: &str = "models.install";
 
 /// Stands for a message that is not in the spool.
 const NO_RECORD: u64 = u64::MAX;
@@ -60,6 +62,16 @@ struct Pending {
     args: Value,
 }
 
+/// A bundle whose parts are coming; their bytes are looked at no further.
+#[derive(Debug)]
+struct Collecting {
+    id: String,
+    args: Value,
+    missing: BTreeSet<u64>,
+    part_bytes: u64,
+    size: u64,
+}
+
 struct Device<'a> {
     settings: &'a Settings,
     name: DeviceName,
@@ -75,6 +87,7 @@ struct Device<'a> {
     config: BTreeMap<String, Value>,
     answered: VecDeque<(String, String, String)>,
     pending: Vec<Pending>,
+    collecting: Option<Collecting>,
     made: u64,
     /// Handed over, packet id not known yet; [`NO_RECORD`] for what is not in the spool.
     written: VecDeque<u64>,
@@ -155,6 +168,7 @@ impl<'a> Device<'a> {
             config: BTreeMap::new(),
             answered: VecDeque::new(),
             pending: Vec::new(),
+            collecting: None,
             made: 0,
             written: VecDeque::new(),
             report: Report::default(),
@@ -199,6 +213,11 @@ impl<'a> Device<'a> {
         self.started = Instant::now();
         self.open_ledger();
         self.spool.iter_mut().for_each(|spooled| spooled.waited = true);
+        // What came of a bundle in parts is in memory alone.
+        if let Some(Collecting { id, .. }) = self.collecting.take() {
+            let why = error("internal", "the daemon ended before the bundle was in place; what ran before goes on");
+            self.answer(&id, INSTALL, "failed", Value::Null, why);
+        }
         // A restart that a command caused has its end in the next boot.
         for pending in self.pending.iter_mut().filter(|pending| pending.name == "restart") {
             pending.due = self.started;
@@ -230,7 +249,9 @@ impl<'a> Device<'a> {
             // Commands are answered to the end of the given time, not only until the last event is through.
             if ending && (*stopped.borrow() || self.settings.length.is_none()) {
                 let at = *give_up.get_or_insert(Instant::now() + DRAIN_LIMIT);
-                if (self.spool.is_empty() && self.pending.is_empty()) || Instant::now() > at {
+                if (self.spool.is_empty() && self.pending.is_empty() && self.collecting.is_none())
+                    || Instant::now() > at
+                {
                     self.goodbye(connection).await;
                     return End::Done;
                 }
@@ -347,7 +368,8 @@ impl<'a> Device<'a> {
     }
 
     fn wake(&self, ending: bool) -> Instant {
-        let mut wake = Instant::now() + Duration::from_secs(1);
+        // Whatever else is to be done, something wakes it: this only bounds a mistake.
+        let mut wake = Instant::now() + Duration::from_secs(60);
         let mut at = |moment: Instant| wake = wake.min(moment);
         self.pending.iter().for_each(|pending| at(pending.due));
         self.spool.iter().filter(|s| !s.sent && s.due > Instant::now()).for_each(|s| at(s.due));
@@ -535,6 +557,9 @@ impl<'a> Device<'a> {
             }
             return;
         }
+        if name == CHUNK_COMMAND {
+            return self.take_part(&command);
+        }
         self.report.commands += 1;
         self.answered.push_back((command.id.clone(), hash, String::new()));
         if self.answered.len() > REMEMBERED {
@@ -552,6 +577,10 @@ impl<'a> Device<'a> {
             }
             "config.set" | "models.install" | "models.rollback" | "restart" => {
                 self.answer(&command.id, &name, "in_progress", Value::Null, Value::Null);
+                if let Some(collecting) = Collecting::new(&command).filter(|_| name == INSTALL) {
+                    self.collecting = Some(collecting);
+                    return;
+                }
                 let takes = self.settings.command_takes.mul_f64(self.rng.random_range(0.5..1.5));
                 self.pending.push(Pending { due: Instant::now() + takes, id: command.id, name, args: command.args });
             }
@@ -562,6 +591,27 @@ impl<'a> Device<'a> {
                 Value::Null,
                 error("not_enabled", "not in mqtt.commands.allow"),
             ),
+        }
+    }
+
+    /// As devices do: answered each, and the last one begins the installation.
+    fn take_part(&mut self, part: &Command) {
+        let index = part.args.get("index").and_then(Value::as_u64);
+        let install = part.args.get("install").and_then(Value::as_str);
+        let (Some(index), Some(collecting)) =
+            (index, self.collecting.as_mut().filter(|c| Some(c.id.as_str()) == install))
+        else {
+            let why = error("invalid_args", "no models.install of this id waits for parts");
+            return self.answer(&part.id, CHUNK_COMMAND, "rejected", Value::Null, why);
+        };
+        collecting.missing.remove(&index);
+        let missing = (collecting.missing.len() as u64 * collecting.part_bytes).min(collecting.size);
+        let result = json!({"received": collecting.size - missing, "missing": missing, "first_missing": collecting.missing.first()});
+        let complete = collecting.missing.is_empty();
+        self.succeed(&part.id, CHUNK_COMMAND, result);
+        if let Some(Collecting { id, args, .. }) = self.collecting.take_if(|_| complete) {
+            let due = Instant::now() + self.settings.command_takes;
+            self.pending.push(Pending { due, id, name: INSTALL.into(), args });
         }
     }
 
@@ -627,6 +677,22 @@ impl<'a> Device<'a> {
             }
             _ => json!({}),
         }
+    }
+}
+
+impl Collecting {
+    /// `None` for a request that announces no parts.
+    fn new(install: &Command) -> Option<Self> {
+        let chunks = install.args.get("chunks")?;
+        let (count, part_bytes) = (chunks.get("count")?.as_u64()?, chunks.get("size")?.as_u64()?);
+        let size = install.args.get("size")?.as_u64()?;
+        Some(Self {
+            id: install.id.clone(),
+            args: install.args.clone(),
+            missing: (0..count).collect(),
+            part_bytes,
+            size,
+        })
     }
 }
 

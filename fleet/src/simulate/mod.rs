@@ -23,7 +23,7 @@ use crate::link::BrokerAddress;
 pub use device::sample_payloads;
 
 /// Connections that are opened in one second, so that a fleet does not start as a storm.
-const STARTS_A_SECOND: u64 = 400;
+pub const STARTS_A_SECOND: u64 = 400;
 
 /// How often something goes wrong, on average, with each device. `None`: never.
 #[derive(Clone, Copy, Debug, Default)]

@@ -6,9 +6,11 @@ use sqlx::Row;
 use sqlx::any::AnyRow;
 
 use super::tokens::log;
-use super::{Store, StoreError, json, maybe_micros, micros};
+use super::{Store, StoreError, insert_many, json, maybe_micros, micros};
 use crate::contract::DeviceName;
 use crate::time::Micros;
+
+const IDS_A_STATEMENT: usize = 100;
 
 /// How far a command is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
@@ -69,6 +71,8 @@ pub struct NewCommand {
     pub name: String,
     /// The whole payload.
     pub payload: String,
+    /// A hosted bundle that follows in parts: its name, and how many.
+    pub parts: Option<(String, i64)>,
     /// When it is too late.
     pub not_after: Micros,
     /// Who wants it.
@@ -85,7 +89,7 @@ pub struct CommandRow {
     /// How far it is.
     pub state: CommandState,
     /// What came out.
-    #[schema(value_type = Object)]
+    #[schema(value_type = Option<Object>)]
     pub result: Json,
     /// The contract's code.
     pub error_code: Option<String>,
@@ -124,7 +128,7 @@ impl Store {
     /// [`StoreError::Query`], as all that follow.
     pub async fn add_command(&self, command: &NewCommand, shown: &str, now: Micros) -> Result<(), StoreError> {
         let mut tx = self.begin().await?;
-        insert_command(&mut tx, command, now).await?;
+        insert_commands(&mut tx, std::slice::from_ref(command), now).await?;
         // Arguments may hold secrets, such as a password of the configuration: the log names the command alone.
         let detail = format!("{} {}", command.name, command.id);
         log(&mut tx, now, &command.created_by, "command.send", shown, &detail).await?;
@@ -175,32 +179,47 @@ impl Store {
     /// They were handed to the broker.
     pub async fn commands_sent(&self, ids: &[String], now: Micros) -> Result<(), StoreError> {
         let mut tx = self.begin().await?;
-        for id in ids {
-            let sql = "UPDATE commands SET sent = $1, state = CASE WHEN state = 'queued' THEN 'sent' ELSE state END WHERE id = $2";
-            sqlx::query(sql).bind(now.0).bind(id.clone()).execute(&mut *tx).await?;
+        for ids in ids.chunks(IDS_A_STATEMENT) {
+            // The last id fills the statement up, so that one is prepared for all lengths.
+            let places: Vec<_> = (0..IDS_A_STATEMENT).map(|at| format!("${}", at + 2)).collect();
+            let sql = format!(
+                "UPDATE commands SET sent = $1, state = CASE WHEN state = 'queued' THEN 'sent' ELSE state END WHERE id IN ({})",
+                places.join(",")
+            );
+            let filled = ids.iter().chain(std::iter::repeat(&ids[ids.len() - 1])).take(IDS_A_STATEMENT);
+            let query = filled.fold(sqlx::query(&sql).bind(now.0), |query, id| query.bind(id.clone()));
+            query.execute(&mut *tx).await?;
         }
         tx.commit().await?;
         Ok(())
     }
 }
 
-pub(super) async fn insert_command(
+pub(super) async fn insert_commands(
     tx: &mut sqlx::AnyConnection,
-    command: &NewCommand,
+    commands: &[NewCommand],
     now: Micros,
 ) -> Result<(), sqlx::Error> {
-    let sql = "INSERT INTO commands (id, device_id, name, payload, state, created, not_after, created_by) \
-               VALUES ($1, $2, $3, $4, 'queued', $5, $6, $7) ON CONFLICT DO NOTHING";
-    sqlx::query(sql)
-        .bind(command.id.clone())
-        .bind(command.device)
-        .bind(command.name.clone())
-        .bind(command.payload.clone())
-        .bind(now.0)
-        .bind(command.not_after.0)
-        .bind(command.created_by.clone())
-        .execute(tx)
-        .await?;
+    let row = |command: &NewCommand| {
+        vec![
+            command.id.as_str().into(),
+            command.device.into(),
+            command.name.as_str().into(),
+            command.payload.as_str().into(),
+            "queued".into(),
+            now.into(),
+            command.not_after.into(),
+            command.created_by.as_str().into(),
+        ]
+    };
+    let columns = "INSERT INTO commands (id, device_id, name, payload, state, created, not_after, created_by) VALUES";
+    insert_many(tx, columns, 8, "ON CONFLICT DO NOTHING", commands.iter().map(row).collect()).await?;
+    let transfers = commands.iter().filter_map(|command| {
+        let (bundle, parts) = command.parts.as_ref()?;
+        Some(vec![command.id.as_str().into(), bundle.as_str().into(), (*parts).into()])
+    });
+    let columns = "INSERT INTO transfers (command_id, bundle, parts) VALUES";
+    insert_many(tx, columns, 3, "ON CONFLICT DO NOTHING", transfers.collect()).await?;
     Ok(())
 }
 

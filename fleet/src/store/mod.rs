@@ -4,6 +4,7 @@
 //! kept as whole thousandths, because a NULL of a floating type has another width than its values in the driver. What a function
 //! returns as done is on disk (SQLite runs with `synchronous = FULL`). Knows the contract's types, no MQTT and no HTTP.
 
+mod bundles;
 mod commands;
 mod instances;
 mod read;
@@ -20,13 +21,14 @@ use sqlx::any::{AnyConnectOptions, AnyPoolOptions, AnyRow};
 use sqlx::migrate::{Migration, MigrationSource, MigrationType, Migrator};
 use sqlx::{Any, AnyConnection, AnyPool, ConnectOptions, Row, Transaction};
 
+pub use bundles::{Added, BundleRow, PartsToSend};
 pub use commands::{CommandRow, CommandState, NewCommand, ToSend};
 pub use instances::{Abandoned, Registration};
 pub use read::{
     BootRange, DeviceFilter, DeviceId, DeviceRow, EventRow, GapRow, MinuteCount, Overview, SiteRow, TelemetryRow,
     UnreadableRow,
 };
-pub use rollouts::{NewRollout, RolloutDeviceRow, RolloutRow, Selection};
+pub use rollouts::{NewRollout, RolloutDeviceRow, RolloutRow, Selection, WaveCount};
 pub use tokens::{AuditEntry, Role, TokenRow};
 pub use write::{Batch, EventIn, GapIn, InfoIn, Names, StatusIn, Stored, TelemetryIn};
 
@@ -36,6 +38,7 @@ use crate::time::Micros;
 pub const DEFAULT_DATABASE: &str = "visaged-fleet.db";
 
 const SCHEMA: &str = include_str!("schema.sql");
+const BUNDLES: &str = include_str!("bundles.sql");
 
 /// How long a writer waits for another one of SQLite.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -253,7 +256,7 @@ impl MigrationSource<'static> for Steps {
             Dialect::Sqlite => ("INTEGER PRIMARY KEY", "WITHOUT ROWID"),
             Dialect::Postgres => ("BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY", ""),
         };
-        let steps = [(1, "tables", SCHEMA)].into_iter().map(|(version, name, sql)| {
+        let steps = [(1, "tables", SCHEMA), (2, "bundles", BUNDLES)].into_iter().map(|(version, name, sql)| {
             let sql = sql.replace("{ID}", id).replace("{WITHOUT_ROWID}", without_rowid);
             Migration::new(version, name.into(), MigrationType::Simple, sql.into(), false)
         });
@@ -346,6 +349,25 @@ async fn insert_many(
         rows = left;
     }
     Ok(changed)
+}
+
+/// Rows whose pair of keys is among `keys`: `select` up to IN.
+async fn select_many(
+    connection: &mut AnyConnection,
+    select: &str,
+    mut keys: Vec<[Value; 2]>,
+) -> Result<Vec<AnyRow>, sqlx::Error> {
+    let mut found = Vec::with_capacity(keys.len());
+    while !keys.is_empty() {
+        let size = CHUNKS.into_iter().find(|size| *size <= keys.len()).unwrap_or(1);
+        let left = keys.split_off(size);
+        let places: Vec<_> = (0..size).map(|at| format!("(${},${})", 2 * at + 1, 2 * at + 2)).collect();
+        let sql = format!("{select} (VALUES {})", places.join(","));
+        let query = keys.into_iter().flatten().fold(sqlx::query(&sql), bind);
+        found.extend(query.fetch_all(&mut *connection).await?);
+        keys = left;
+    }
+    Ok(found)
 }
 
 fn micros(row: &AnyRow, column: &str) -> Result<Micros, sqlx::Error> {

@@ -47,7 +47,7 @@ pub struct DeviceRow {
     /// What operators call it by.
     pub tags: Vec<String>,
     /// Its `info` payload.
-    #[schema(value_type = Object)]
+    #[schema(value_type = Option<Object>)]
     pub info: Json,
 }
 
@@ -252,24 +252,19 @@ impl Store {
     }
 
     async fn add_tags(&self, devices: &mut [DeviceRow]) -> Result<(), StoreError> {
-        if let [one] = devices {
-            one.tags = self.tags(one.id).await?;
-        } else if !devices.is_empty() {
-            let rows = sqlx::query("SELECT device_id, tag FROM device_tags ORDER BY tag").fetch_all(&self.pool).await?;
-            let mut tags = std::collections::HashMap::<i64, Vec<String>>::new();
-            for row in rows {
+        let mut tags = std::collections::HashMap::<i64, Vec<String>>::new();
+        for ids in devices.iter().map(|device| device.id.to_string()).collect::<Vec<_>>().chunks(500) {
+            // Numbers of our own, so they can stand in the text.
+            let sql =
+                format!("SELECT device_id, tag FROM device_tags WHERE device_id IN ({}) ORDER BY tag", ids.join(","));
+            for row in sqlx::query(&sql).persistent(false).fetch_all(&self.pool).await? {
                 tags.entry(row.try_get("device_id")?).or_default().push(row.try_get("tag")?);
             }
-            for device in devices {
-                device.tags = tags.remove(&device.id).unwrap_or_default();
-            }
+        }
+        for device in devices {
+            device.tags = tags.remove(&device.id).unwrap_or_default();
         }
         Ok(())
-    }
-
-    async fn tags(&self, device: DeviceId) -> Result<Vec<String>, StoreError> {
-        let sql = "SELECT tag FROM device_tags WHERE device_id = $1 ORDER BY tag";
-        Ok(sqlx::query_scalar(sql).bind(device).fetch_all(&self.pool).await?)
     }
 
     /// One device.
@@ -286,14 +281,22 @@ impl Store {
         Ok(Some(found))
     }
 
-    /// The fleet in numbers.
-    pub async fn overview(&self, now: Micros, silent_since: Micros) -> Result<Overview, StoreError> {
-        let sql = format!("SELECT {STATUS} AS status, COUNT(*) AS n FROM {TABLES} GROUP BY 1");
-        let mut overview = Overview::default();
+    /// The fleet in numbers, and every site.
+    pub async fn overview(&self, now: Micros, silent_since: Micros) -> Result<(Overview, Vec<SiteRow>), StoreError> {
+        let sql = format!("SELECT d.site, {STATUS} AS status, COUNT(*) AS n FROM {TABLES} GROUP BY 1, 2 ORDER BY 1");
+        let (mut overview, mut sites) = (Overview::default(), Vec::<SiteRow>::new());
         for row in sqlx::query(&sql).bind(silent_since.0).fetch_all(&self.pool).await? {
-            let n: i64 = row.try_get("n")?;
+            let (n, site): (i64, String) = (row.try_get("n")?, row.try_get("site")?);
+            let status: String = row.try_get("status")?;
+            if sites.last().is_none_or(|last| last.site != site) {
+                sites.push(SiteRow { site, devices: 0, online: 0 });
+            }
+            if let Some(site) = sites.last_mut() {
+                site.devices += n;
+                site.online += if status == "online" { n } else { 0 };
+            }
             overview.devices += n;
-            match row.try_get::<String, _>("status")?.as_str() {
+            match status.as_str() {
                 "online" => overview.online += n,
                 "degraded" => overview.degraded += n,
                 "offline" => overview.offline += n,
@@ -308,20 +311,7 @@ impl Store {
         let sql = "SELECT CAST(COALESCE(SUM(count), 0) AS BIGINT) FROM gaps WHERE received >= $1";
         overview.declared_lost_last_day = count(sql).bind(now.0 - 86_400_000_000).fetch_one(&self.pool).await?;
         overview.unreadable = count("SELECT COUNT(*) FROM unreadable").fetch_one(&self.pool).await?;
-        Ok(overview)
-    }
-
-    /// Every site.
-    pub async fn sites(&self, silent_since: Micros) -> Result<Vec<SiteRow>, StoreError> {
-        let sql = format!(
-            "SELECT d.site, COUNT(*) AS devices, CAST(SUM(CASE WHEN {STATUS} = 'online' THEN 1 ELSE 0 END) AS BIGINT) AS online \
-             FROM {TABLES} GROUP BY d.site ORDER BY d.site"
-        );
-        let rows = sqlx::query(&sql).bind(silent_since.0).fetch_all(&self.pool).await?;
-        let site = |row: &AnyRow| {
-            Ok(SiteRow { site: row.try_get("site")?, devices: row.try_get("devices")?, online: row.try_get("online")? })
-        };
-        rows.iter().map(site).collect()
+        Ok((overview, sites))
     }
 
     /// New events of all devices by the minute of their arrival.

@@ -7,7 +7,7 @@ use serde_json::{Value as Json, json};
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
-use super::commands::insert_command;
+use super::commands::insert_commands;
 use super::tokens::log;
 use super::{NewCommand, Store, StoreError, Value, insert_many, json as read_json, maybe_micros, micros};
 use crate::rollout::{Device, Execution, Outcome, Plan, Rollout, RolloutRequest, State, Target};
@@ -81,6 +81,21 @@ pub struct RolloutDeviceRow {
     /// When it had its outcome.
     #[schema(value_type = Option<String>)]
     pub ended: Option<Micros>,
+    /// Of a bundle that is sent in parts: how many it has.
+    pub parts_arrived: Option<i64>,
+    /// Of how many.
+    pub parts: Option<i64>,
+}
+
+/// Devices of one wave that are equally far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WaveCount {
+    /// Which wave, from 0.
+    pub wave: i64,
+    /// How far they are.
+    pub state: Execution,
+    /// How many.
+    pub devices: i64,
 }
 
 /// A roll-out taken out to be changed, with what its devices have answered.
@@ -172,11 +187,34 @@ impl Store {
         Ok(row)
     }
 
-    /// Its devices by wave and name.
-    pub async fn rollout_devices(&self, id: &str) -> Result<Vec<RolloutDeviceRow>, StoreError> {
-        let sql = "SELECT d.site, d.device, r.wave, r.state, r.detail, r.begun, r.ended FROM rollout_devices r \
-                   JOIN devices d ON d.id = r.device_id WHERE r.rollout_id = $1 ORDER BY r.wave, d.site, d.device";
+    /// How many devices of each wave are how far, by wave.
+    pub async fn rollout_waves(&self, id: &str) -> Result<Vec<WaveCount>, StoreError> {
+        let sql = "SELECT wave, state, COUNT(*) AS n FROM rollout_devices WHERE rollout_id = $1 GROUP BY wave, state ORDER BY wave";
         let rows = sqlx::query(sql).bind(id.to_owned()).fetch_all(&self.pool).await?;
+        rows.iter()
+            .map(|row| Ok(WaveCount { wave: row.try_get("wave")?, state: execution(row)?, devices: row.try_get("n")? }))
+            .collect()
+    }
+
+    /// Its devices by wave and name; those that failed come first where `failed_first`.
+    pub async fn rollout_devices(
+        &self,
+        id: &str,
+        limit: i64,
+        failed_first: bool,
+    ) -> Result<Vec<RolloutDeviceRow>, StoreError> {
+        let order = match failed_first {
+            true => {
+                "CASE r.state WHEN 'failed' THEN 0 WHEN 'rejected' THEN 0 WHEN 'timed_out' THEN 0 WHEN 'in_progress' THEN 1 ELSE 2 END, "
+            }
+            false => "",
+        };
+        let sql = format!(
+            "SELECT d.site, d.device, r.wave, r.state, r.detail, r.begun, r.ended, t.arrived, t.parts FROM rollout_devices r \
+             JOIN devices d ON d.id = r.device_id LEFT JOIN transfers t ON t.command_id = r.command_id \
+             WHERE r.rollout_id = $1 ORDER BY {order}r.wave, d.site, d.device LIMIT $2"
+        );
+        let rows = sqlx::query(&sql).bind(id.to_owned()).bind(limit).fetch_all(&self.pool).await?;
         rows.iter()
             .map(|row| {
                 Ok(RolloutDeviceRow {
@@ -187,6 +225,8 @@ impl Store {
                     detail: row.try_get("detail")?,
                     begun: maybe_micros(row, "begun")?,
                     ended: maybe_micros(row, "ended")?,
+                    parts_arrived: row.try_get("arrived")?,
+                    parts: row.try_get("parts")?,
                 })
             })
             .collect()
@@ -266,23 +306,26 @@ impl Store {
             return Ok(false);
         }
         let ids: HashMap<i64, &str> = commands.iter().map(|command| (command.device, command.id.as_str())).collect();
-        for device in changed {
-            let sql = "UPDATE rollout_devices SET state = $1, detail = $2, begun = $3, ended = $4, command_id = COALESCE($5, command_id) \
-                       WHERE rollout_id = $6 AND device_id = $7";
-            sqlx::query(sql)
-                .bind(device.execution.word())
-                .bind(device.detail.clone())
-                .bind(device.begun.map(|time| time.0))
-                .bind(device.ended.map(|time| time.0))
-                .bind(ids.get(&device.id).map(|id| (*id).to_owned()))
-                .bind(taken.id.clone())
-                .bind(device.id)
-                .execute(&mut *tx)
-                .await?;
-        }
-        for command in commands {
-            insert_command(&mut tx, command, now).await?;
-        }
+        // An upsert of rows that are all there: many at a time.
+        let row = |device: &Device| {
+            vec![
+                taken.id.as_str().into(),
+                device.id.into(),
+                (device.wave as i64).into(),
+                device.execution.word().into(),
+                device.detail.clone().into(),
+                device.begun.map(|time| time.0).into(),
+                device.ended.map(|time| time.0).into(),
+                ids.get(&device.id).map(|id| (*id).to_owned()).into(),
+            ]
+        };
+        let columns =
+            "INSERT INTO rollout_devices (rollout_id, device_id, wave, state, detail, begun, ended, command_id) VALUES";
+        let rest = "ON CONFLICT (rollout_id, device_id) DO UPDATE SET state = excluded.state, detail = excluded.detail, \
+                    begun = excluded.begun, ended = excluded.ended, \
+                    command_id = COALESCE(excluded.command_id, rollout_devices.command_id)";
+        insert_many(&mut tx, columns, 8, rest, changed.into_iter().map(row).collect()).await?;
+        insert_commands(&mut tx, commands, now).await?;
         if let Some((actor, action)) = who {
             let detail = machine.reason.as_deref().unwrap_or_default();
             log(&mut tx, now, actor, action, &taken.id, detail).await?;

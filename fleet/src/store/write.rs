@@ -1,12 +1,14 @@
 //! Writing what devices send, a batch in one transaction.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use sqlx::Row;
 use uuid::Uuid;
 
-use super::{Store, StoreError, Value, insert_many};
-use crate::contract::{Answer, AnswerState, DeviceName, Gap, Info, Numbered, Status, Telemetry};
+use super::bundles::record_arrival;
+use super::{Store, StoreError, Value, insert_many, select_many};
+use crate::bundle::install_of;
+use crate::contract::{Answer, AnswerState, CHUNK_COMMAND, DeviceName, Gap, Info, Numbered, Status, Telemetry};
 use crate::time::Micros;
 
 /// An event to store.
@@ -138,91 +140,111 @@ impl Store {
     /// # Errors
     /// [`StoreError::Query`]; the batch may be given again.
     pub async fn write(&self, names: &mut Names, batch: &Batch) -> Result<Stored, StoreError> {
-        self.learn(names, batch).await?;
+        let stored = self.write_all(names, batch).await;
+        if stored.is_err() {
+            // What was learnt may have gone with the transaction.
+            names.clear();
+        }
+        stored
+    }
+
+    async fn write_all(&self, names: &mut Names, batch: &Batch) -> Result<Stored, StoreError> {
+        let mut tx = self.begin().await?;
+        learn_devices(&mut tx, names, batch).await?;
+        learn_boots(&mut tx, names, batch).await?;
         let mut rows = Rows::default();
         rows.fill(names, batch);
         let seen = std::mem::take(&mut rows.seen_devices);
-        let stored = self.write_rows(rows, batch, names.writer).await?;
+        let stored = write_rows(&mut tx, rows, batch, names.writer).await?;
+        tx.commit().await?;
         names.seen.extend(seen.into_iter().map(|device| (device, batch.received)));
         Ok(stored)
     }
+}
 
-    async fn write_rows(&self, rows: Rows, batch: &Batch, writer: i64) -> Result<Stored, StoreError> {
-        let mut tx = self.begin().await?;
-        let offered = batch.events.len() as u64;
-        let columns = "INSERT INTO events (boot_id, seq, device_id, kind, time, received, emotion, latency_us, historical, body) VALUES";
-        let events = insert_many(&mut tx, columns, 10, "ON CONFLICT DO NOTHING", rows.events).await?;
-        if events > 0 {
-            let sql = "INSERT INTO event_minutes (minute, writer, count) VALUES ($1, $2, $3) \
+async fn write_rows(
+    tx: &mut sqlx::AnyConnection,
+    rows: Rows,
+    batch: &Batch,
+    writer: i64,
+) -> Result<Stored, StoreError> {
+    let offered = batch.events.len() as u64;
+    let columns = "INSERT INTO events (boot_id, seq, device_id, kind, time, received, emotion, latency_us, historical, body) VALUES";
+    let events = insert_many(tx, columns, 10, "ON CONFLICT DO NOTHING", rows.events).await?;
+    if events > 0 {
+        let sql = "INSERT INTO event_minutes (minute, writer, count) VALUES ($1, $2, $3) \
                        ON CONFLICT (minute, writer) DO UPDATE SET count = event_minutes.count + excluded.count";
-            let minute = batch.received.0.div_euclid(MINUTE_US);
-            sqlx::query(sql).bind(minute).bind(writer).bind(events as i64).execute(&mut *tx).await?;
-        }
-        let columns = "INSERT INTO gaps (boot_id, first_seq, last_seq, reason, count, time, received) VALUES";
-        let rest = "ON CONFLICT (boot_id, first_seq, last_seq, reason) DO UPDATE SET count = excluded.count, time = excluded.time";
-        insert_many(&mut tx, columns, 7, rest, rows.gaps).await?;
-        let columns = "INSERT INTO telemetry (device_id, time, received, analysis_mfps, cpu_mpercent, memory_bytes, \
+        let minute = batch.received.0.div_euclid(MINUTE_US);
+        sqlx::query(sql).bind(minute).bind(writer).bind(events as i64).execute(&mut *tx).await?;
+    }
+    let columns = "INSERT INTO gaps (boot_id, first_seq, last_seq, reason, count, time, received) VALUES";
+    let rest =
+        "ON CONFLICT (boot_id, first_seq, last_seq, reason) DO UPDATE SET count = excluded.count, time = excluded.time";
+    insert_many(tx, columns, 7, rest, rows.gaps).await?;
+    let columns = "INSERT INTO telemetry (device_id, time, received, analysis_mfps, cpu_mpercent, memory_bytes, \
                        temperature_mcelsius, people, outbox_depth, outbox_lost) VALUES";
-        insert_many(&mut tx, columns, 10, "", rows.telemetry).await?;
-        let columns = "INSERT INTO device_seen (device_id, last_seen) VALUES";
-        let rest = "ON CONFLICT (device_id) DO UPDATE SET last_seen = excluded.last_seen";
-        insert_many(&mut tx, columns, 2, rest, rows.seen).await?;
-        let columns = "INSERT INTO device_status (device_id, status, reason, since, boot, received) VALUES";
-        let rest = "ON CONFLICT (device_id) DO UPDATE SET status = excluded.status, reason = excluded.reason, \
+    insert_many(tx, columns, 10, "", rows.telemetry).await?;
+    let columns = "INSERT INTO device_seen (device_id, last_seen) VALUES";
+    let rest = "ON CONFLICT (device_id) DO UPDATE SET last_seen = excluded.last_seen";
+    insert_many(tx, columns, 2, rest, rows.seen).await?;
+    let columns = "INSERT INTO device_status (device_id, status, reason, since, boot, received) VALUES";
+    let rest = "ON CONFLICT (device_id) DO UPDATE SET status = excluded.status, reason = excluded.reason, \
                     since = excluded.since, boot = excluded.boot, received = excluded.received";
-        insert_many(&mut tx, columns, 6, rest, rows.statuses).await?;
-        let columns = "INSERT INTO device_info (device_id, version, board, camera, body, received) VALUES";
-        let rest = "ON CONFLICT (device_id) DO UPDATE SET version = excluded.version, board = excluded.board, \
+    insert_many(tx, columns, 6, rest, rows.statuses).await?;
+    let columns = "INSERT INTO device_info (device_id, version, board, camera, body, received) VALUES";
+    let rest = "ON CONFLICT (device_id) DO UPDATE SET version = excluded.version, board = excluded.board, \
                     camera = excluded.camera, body = excluded.body, received = excluded.received";
-        insert_many(&mut tx, columns, 6, rest, rows.infos).await?;
-        let columns = "INSERT INTO unreadable (topic, reason, payload, received) VALUES";
-        insert_many(&mut tx, columns, 4, "", rows.unreadable).await?;
-        for (device, answer) in rows.answers {
-            record_answer(&mut tx, device, answer, batch.received).await?;
-        }
-        tx.commit().await?;
-        Ok(Stored { events, duplicates: offered - events })
+    insert_many(tx, columns, 6, rest, rows.infos).await?;
+    let columns = "INSERT INTO unreadable (topic, reason, payload, received) VALUES";
+    insert_many(tx, columns, 4, "", rows.unreadable).await?;
+    for (device, answer) in rows.answers {
+        record_answer(tx, device, answer, batch.received).await?;
     }
+    Ok(Stored { events, duplicates: offered - events })
+}
 
-    /// Looks up, or makes, the numbers of all devices and boots in `batch`.
-    async fn learn(&self, names: &mut Names, batch: &Batch) -> Result<(), StoreError> {
-        let mentioned = (batch.events.iter().map(|e| &e.device))
-            .chain(batch.gaps.iter().map(|g| &g.device))
-            .chain(batch.telemetry.iter().map(|t| &t.device))
-            .chain(batch.statuses.keys())
-            .chain(batch.infos.keys());
-        let new: Vec<_> = mentioned.filter(|name| !names.devices.contains_key(*name)).cloned().collect();
-        // Sorted, as everywhere where several processes may write the same rows: no deadlock.
-        let new: std::collections::BTreeSet<_> = new.into_iter().collect();
-        if !new.is_empty() {
-            let mut tx = self.begin().await?;
-            let rows = new.iter().map(|n| vec![n.site().into(), n.device().into(), batch.received.into()]).collect();
-            let columns = "INSERT INTO devices (site, device, first_seen) VALUES";
-            insert_many(&mut tx, columns, 3, "ON CONFLICT DO NOTHING", rows).await?;
-            tx.commit().await?;
-        }
-        for name in new {
-            let id = self.device_id(&name).await?.ok_or_else(|| StoreError::Content(format!("{name} has gone")))?;
-            names.devices.insert(name, id);
-        }
-        let mentioned = (batch.events.iter().map(|e| (&e.device, e.event.boot)))
-            .chain(batch.gaps.iter().map(|g| (&g.device, g.gap.boot)));
-        let boots = mentioned.filter_map(|(name, boot)| Some((*names.devices.get(name)?, boot)));
-        let new: std::collections::BTreeSet<_> = boots.filter(|boot| !names.boots.contains_key(boot)).collect();
-        if !new.is_empty() {
-            let mut tx = self.begin().await?;
-            let rows = new.iter().map(|(id, boot)| vec![(*id).into(), boot.to_string().into(), batch.received.into()]);
-            let columns = "INSERT INTO boots (device_id, boot, first_received) VALUES";
-            insert_many(&mut tx, columns, 3, "ON CONFLICT DO NOTHING", rows.collect()).await?;
-            tx.commit().await?;
-        }
-        for (device, boot) in new {
-            let sql = "SELECT id FROM boots WHERE device_id = $1 AND boot = $2";
-            let row = sqlx::query(sql).bind(device).bind(boot.to_string()).fetch_one(&self.pool).await?;
-            names.boots.insert((device, boot), row.try_get("id")?);
-        }
-        Ok(())
+/// Looks up, or makes, the numbers of all devices in `batch`. Sorted, as everywhere where several processes may write the same rows: no deadlock.
+async fn learn_devices(tx: &mut sqlx::AnyConnection, names: &mut Names, batch: &Batch) -> Result<(), StoreError> {
+    let mentioned = (batch.events.iter().map(|e| &e.device))
+        .chain(batch.gaps.iter().map(|g| &g.device))
+        .chain(batch.telemetry.iter().map(|t| &t.device))
+        .chain(batch.statuses.keys())
+        .chain(batch.infos.keys());
+    let new: BTreeSet<_> = mentioned.filter(|name| !names.devices.contains_key(*name)).collect();
+    if new.is_empty() {
+        return Ok(());
     }
+    let rows = new.iter().map(|n| vec![n.site().into(), n.device().into(), batch.received.into()]).collect();
+    let columns = "INSERT INTO devices (site, device, first_seen) VALUES";
+    insert_many(tx, columns, 3, "ON CONFLICT DO NOTHING", rows).await?;
+    let keys = new.iter().map(|n| [n.site().into(), n.device().into()]).collect();
+    for row in select_many(tx, "SELECT id, site, device FROM devices WHERE (site, device) IN", keys).await? {
+        let (site, device): (String, String) = (row.try_get("site")?, row.try_get("device")?);
+        let name = DeviceName::new(&site, &device).map_err(|error| StoreError::Content(error.to_string()))?;
+        names.devices.insert(name, row.try_get("id")?);
+    }
+    Ok(())
+}
+
+/// The same of boots, once their devices are known.
+async fn learn_boots(tx: &mut sqlx::AnyConnection, names: &mut Names, batch: &Batch) -> Result<(), StoreError> {
+    let mentioned = (batch.events.iter().map(|e| (&e.device, e.event.boot)))
+        .chain(batch.gaps.iter().map(|g| (&g.device, g.gap.boot)));
+    let boots = mentioned.filter_map(|(name, boot)| Some((*names.devices.get(name)?, boot)));
+    let new: BTreeSet<_> = boots.filter(|boot| !names.boots.contains_key(boot)).collect();
+    if new.is_empty() {
+        return Ok(());
+    }
+    let rows = new.iter().map(|(id, boot)| vec![(*id).into(), boot.to_string().into(), batch.received.into()]);
+    let columns = "INSERT INTO boots (device_id, boot, first_received) VALUES";
+    insert_many(tx, columns, 3, "ON CONFLICT DO NOTHING", rows.collect()).await?;
+    let keys = new.iter().map(|(id, boot)| [(*id).into(), boot.to_string().into()]).collect();
+    for row in select_many(tx, "SELECT id, device_id, boot FROM boots WHERE (device_id, boot) IN", keys).await? {
+        let boot: String = row.try_get("boot")?;
+        let boot = boot.parse().map_err(|_| StoreError::Content(format!("boot {boot:?} is no UUID")))?;
+        names.boots.insert((row.try_get("device_id")?, boot), row.try_get("id")?);
+    }
+    Ok(())
 }
 
 /// A batch as rows, sorted by key.
@@ -334,8 +356,7 @@ impl Rows {
                     .filter(|(_, s)| s.status.status != crate::contract::Health::Offline)
                     .map(|(d, _)| d),
             );
-        let alive: std::collections::BTreeSet<i64> =
-            alive.filter_map(|name| names.devices.get(name).copied()).collect();
+        let alive: BTreeSet<i64> = alive.filter_map(|name| names.devices.get(name).copied()).collect();
         for device in alive {
             if names.seen.get(&device).is_none_or(|seen| batch.received.0 - seen.0 >= SEEN_EVERY_US) {
                 self.seen.push(vec![device.into(), batch.received.into()]);
@@ -397,6 +418,17 @@ async fn record_answer(
     answer: Answer,
     received: Micros,
 ) -> Result<(), sqlx::Error> {
+    if answer.name == CHUNK_COMMAND {
+        // What was not taken is sent again when nothing is heard of it: only what has arrived counts.
+        return match (answer.state, install_of(&answer.id)) {
+            (AnswerState::Succeeded, Some(install)) => match answer.result.get("first_missing") {
+                Some(serde_json::Value::Null) => record_arrival(tx, &device, install, None).await,
+                Some(first) if first.is_i64() => record_arrival(tx, &device, install, first.as_i64()).await,
+                _ => Ok(()),
+            },
+            _ => Ok(()),
+        };
+    }
     let state = match answer.state {
         AnswerState::InProgress => "in_progress",
         AnswerState::Succeeded => "succeeded",

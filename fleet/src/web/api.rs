@@ -5,28 +5,34 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, Query, State};
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::openapi::{ContentBuilder, Ref, ResponseBuilder};
 use utoipa::{IntoParams, Modify, OpenApi, ToSchema};
 use uuid::Uuid;
 
 use super::auth::{Operator, Reader, Viewer};
 use super::silent_since;
 use crate::audit::{Audit, Missing};
+use crate::bundle::{Bundle, Way, install_args};
 use crate::contract::{COMMANDS, DeviceName, is_command_id};
 use crate::rollout::{Rollout, RolloutRequest, payload};
-use crate::serve::Shared;
+use crate::serve::{Shared, parts_of};
 use crate::store::{
-    AuditEntry, CommandRow, DeviceFilter, DeviceRow, EventRow, GapRow, NewCommand, NewRollout, Overview,
-    RolloutDeviceRow, RolloutRow, SiteRow, StoreError, TelemetryRow, UnreadableRow,
+    Added, AuditEntry, BundleRow, CommandRow, DeviceFilter, DeviceRow, EventRow, GapRow, NewCommand, NewRollout,
+    Overview, RolloutDeviceRow, RolloutRow, SiteRow, StoreError, TelemetryRow, UnreadableRow,
 };
 use crate::time::Micros;
 
 /// Rows that one answer holds at most.
 const MOST_ROWS: i64 = 1000;
+
+const LONGEST_REFUSAL_BYTES: usize = 4096;
 
 const DEFAULT_NOT_AFTER_S: u32 = 300;
 const LONGEST_NOT_AFTER_S: u32 = 7 * 24 * 3600;
@@ -101,10 +107,10 @@ type Body<T> = Result<Json<T>, JsonRejection>;
     servers((url = "/api/v1")),
     paths(
         overview, sites, devices, device, set_tags, events, gaps, telemetry, commands, send_command, command, rollouts, create_rollout, rollout,
-        rollout_devices, rollout_action, unreadable, audit, audit_log
+        rollout_devices, rollout_action, bundles, add_bundle, remove_bundle, unreadable, audit, audit_log
     ),
     components(schemas(ErrorBody, Missing)),
-    modifiers(&Bearer),
+    modifiers(&Bearer, &Errors),
     security(("token" = []))
 )]
 struct Document;
@@ -116,6 +122,42 @@ impl Modify for Bearer {
         let scheme = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
         document.components.get_or_insert_default().add_security_scheme("token", scheme);
     }
+}
+
+/// Every operation may answer with an error.
+struct Errors;
+
+impl Modify for Errors {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let schema = Ref::from_schema_name("ErrorBody");
+        let content = ContentBuilder::new().schema(Some(schema)).build();
+        let error = ResponseBuilder::new()
+            .description("What failed, and what to do")
+            .content("application/json", content)
+            .build();
+        for path in document.paths.paths.values_mut() {
+            let operations = [&mut path.get, &mut path.put, &mut path.post, &mut path.delete];
+            for operation in operations.into_iter().flatten() {
+                operation.responses.responses.insert("default".into(), error.clone().into());
+            }
+        }
+    }
+}
+
+/// What the framework refuses by itself is said in JSON, as everything else is.
+pub(super) async fn errors_as_json(response: Response) -> Response {
+    let kind = response.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    let failed = response.status().is_client_error() || response.status().is_server_error();
+    if !failed || kind.is_some_and(|kind| kind.starts_with("application/json")) {
+        return response;
+    }
+    let (mut parts, body) = response.into_parts();
+    let text = axum::body::to_bytes(body, LONGEST_REFUSAL_BYTES).await.unwrap_or_default();
+    let said = String::from_utf8_lossy(&text).trim().to_owned();
+    let error = if said.is_empty() { parts.status.canonical_reason().unwrap_or("refused").to_owned() } else { said };
+    parts.headers.remove(header::CONTENT_LENGTH);
+    parts.headers.remove(header::CONTENT_TYPE);
+    (parts.status, parts.headers, Json(ErrorBody { error })).into_response()
 }
 
 pub(super) async fn openapi(_: Reader) -> Response {
@@ -140,13 +182,13 @@ fn rows(limit: Option<i64>) -> i64 {
 /// The fleet in numbers.
 #[utoipa::path(get, path = "/overview", responses((status = 200, body = Overview)))]
 pub(super) async fn overview(_: Reader, State(shared): Shares) -> Answer<Overview> {
-    Ok(Json(shared.store.overview(Micros::now(), silent_since(&shared)).await?))
+    Ok(Json(shared.store.overview(Micros::now(), silent_since(&shared)).await?.0))
 }
 
 /// Sites with their numbers of devices.
 #[utoipa::path(get, path = "/sites", responses((status = 200, body = Vec<SiteRow>)))]
 pub(super) async fn sites(_: Reader, State(shared): Shares) -> Answer<Vec<SiteRow>> {
-    Ok(Json(shared.store.sites(silent_since(&shared)).await?))
+    Ok(Json(shared.store.overview(Micros::now(), silent_since(&shared)).await?.1))
 }
 
 /// Which devices.
@@ -365,6 +407,7 @@ pub(super) async fn add_command(
     if !args.is_object() {
         return Err(ApiError::bad("args: want a JSON object"));
     }
+    let args = with_bundle(shared, &request.name, args, Micros::now()).await?;
     let seconds = request.not_after_s.unwrap_or(DEFAULT_NOT_AFTER_S);
     if !(1..=LONGEST_NOT_AFTER_S).contains(&seconds) {
         return Err(ApiError::bad(format!("not_after_s: want 1 to {LONGEST_NOT_AFTER_S}")));
@@ -376,6 +419,7 @@ pub(super) async fn add_command(
         payload: payload(&id, &args, (!request.without_expiry).then_some(not_after)),
         id: id.clone(),
         device,
+        parts: parts_of(&shared.store, &args).await?.filter(|_| request.name == INSTALL),
         name: request.name,
         not_after,
         created_by: viewer.name.clone(),
@@ -416,6 +460,8 @@ pub(super) async fn add_rollout(
     request: &RolloutRequest,
 ) -> Result<String, ApiError> {
     let now = Micros::now();
+    let args = with_bundle(shared, &request.command, request.args.clone(), now).await?;
+    let request = &RolloutRequest { args, ..request.clone() };
     request.check(now).map_err(|error| ApiError::bad(error.to_string()))?;
     let id = Uuid::new_v4().simple().to_string()[..12].to_owned();
     let devices = request.draw(&id, shared.store.targets(&request.target).await?);
@@ -443,7 +489,7 @@ pub(super) async fn rollout_devices(
     State(shared): Shares,
     Path(id): Path<String>,
 ) -> Answer<Vec<RolloutDeviceRow>> {
-    Ok(Json(shared.store.rollout_devices(&id).await?))
+    Ok(Json(shared.store.rollout_devices(&id, i64::MAX, false).await?))
 }
 
 /// Pauses, resumes or cancels a roll-out.
@@ -480,6 +526,111 @@ pub(super) async fn change_rollout(shared: &Shared, viewer: &Viewer, id: &str, a
         }
     }
     Err(ApiError::new(StatusCode::CONFLICT, "it changes all the time; try again"))
+}
+
+const INSTALL: &str = "models.install";
+
+/// A hosted bundle lasts so long where its signer set no end: devices want one.
+const LASTS: std::time::Duration = std::time::Duration::from_secs(365 * 24 * 3600);
+
+/// How a hosted bundle is asked for, in place of what `models.install` takes.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HostedArgs {
+    bundle: String,
+    /// `mqtt` or `https`.
+    via: Option<String>,
+    expires: Option<Micros>,
+}
+
+/// `{"bundle": NAME}` becomes what devices want to know of it. What comes in parts must be hosted here.
+async fn with_bundle(shared: &Shared, command: &str, args: Value, now: Micros) -> Result<Value, ApiError> {
+    if command != INSTALL {
+        return Ok(args);
+    }
+    if args.get("bundle").is_none() {
+        return match args.get("chunks").is_none() || parts_of(&shared.store, &args).await?.is_some() {
+            true => Ok(args),
+            false => {
+                Err(ApiError::bad("args.chunks: no such archive is hosted here; add it, and give {\"bundle\": NAME}"))
+            }
+        };
+    }
+    let asked: HostedArgs = serde_json::from_value(args)
+        .map_err(|error| ApiError::bad(format!("args: {error}; beside bundle there are via and expires")))?;
+    let Some(hosted) = shared.store.bundle(&asked.bundle).await? else {
+        let names: Vec<_> = shared.store.bundles().await?.into_iter().map(|bundle| bundle.name).collect();
+        let known = if names.is_empty() { "none".into() } else { names.join(", ") };
+        return Err(ApiError::bad(format!("args.bundle: {:?} is not hosted here; there are: {known}", asked.bundle)));
+    };
+    let way = match (asked.via.as_deref(), &shared.settings.public_url) {
+        (Some("mqtt"), _) | (None, None) => Way::Parts,
+        (Some("https") | None, Some(url)) => Way::Url(format!("{url}/bundles/{}/{}.tar", hosted.sha256, hosted.name)),
+        (Some("https"), None) => return Err(ApiError::bad("args.via: https wants --public-url at this server")),
+        (Some(other), _) => return Err(ApiError::bad(format!("args.via: {other:?}: want mqtt or https"))),
+    };
+    let expires = asked.expires.or(hosted.expires).unwrap_or(now.plus(LASTS));
+    Ok(Value::Object(install_args(&hosted, &way, expires)))
+}
+
+/// A bundle to be hosted.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Upload {
+    /// What `visaged models pack` wrote, in Base64.
+    archive: String,
+    /// The text of its signature file.
+    signature: String,
+}
+
+/// Hosted model bundles, by task, the newest upload first.
+#[utoipa::path(get, path = "/bundles", responses((status = 200, body = Vec<BundleRow>)))]
+pub(super) async fn bundles(_: Reader, State(shared): Shares) -> Answer<Vec<BundleRow>> {
+    Ok(Json(shared.store.bundles().await?))
+}
+
+/// Hosts a model bundle. Whether its signature holds is for the devices to say: the server knows no keys.
+#[utoipa::path(post, path = "/bundles", request_body = Upload,
+    responses((status = 201, body = BundleRow), (status = 200, body = BundleRow), (status = 400, body = ErrorBody), (status = 403, body = ErrorBody),
+        (status = 409, body = ErrorBody)))]
+pub(super) async fn add_bundle(
+    Operator(viewer): Operator,
+    State(shared): Shares,
+    upload: Body<Upload>,
+) -> Result<(StatusCode, Json<BundleRow>), ApiError> {
+    let Json(upload) = upload?;
+    let archive = STANDARD
+        .decode(upload.archive.trim())
+        .map_err(|error| ApiError::bad(format!("archive: no Base64: {error}")))?;
+    let bundle = Bundle::new(&archive, &upload.signature).map_err(|error| ApiError::bad(error.to_string()))?;
+    let added = shared.store.add_bundle(&bundle, &viewer.name, Micros::now()).await?;
+    let code = match added {
+        Added::New => StatusCode::CREATED,
+        Added::Same => StatusCode::OK,
+        Added::Other => {
+            return Err(ApiError::new(
+                StatusCode::CONFLICT,
+                format!("another {} is hosted: a change wants a higher version", bundle.name()),
+            ));
+        }
+    };
+    let row = shared.store.bundle(&bundle.name()).await?.ok_or_else(|| ApiError::missing("this bundle"))?;
+    Ok((code, Json(row)))
+}
+
+/// Hosts a bundle no longer.
+#[utoipa::path(delete, path = "/bundles/{name}", params(("name" = String, Path)),
+    responses((status = 204), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
+pub(super) async fn remove_bundle(
+    Operator(viewer): Operator,
+    State(shared): Shares,
+    Path(name): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    match shared.store.remove_bundle(&name, &viewer.name, Micros::now()).await? {
+        Some(true) => Ok(StatusCode::NO_CONTENT),
+        Some(false) => Err(ApiError::new(StatusCode::CONFLICT, "a roll-out or a command still needs it")),
+        None => Err(ApiError::missing("this bundle")),
+    }
 }
 
 /// The last messages on devices' topics that could not be read.

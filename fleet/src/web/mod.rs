@@ -1,6 +1,6 @@
 //! HTTP: the API under `/api/v1`, pages for people, what changes pushed to them.
 //!
-//! Invariants: everything but the login page, its files and the health checks asks for a token; whoever changes something has the role for it, and
+//! Invariants: everything but the login page, its files, hosted bundles (signed, and no secret) and the health checks asks for a token; whoever changes something has the role for it, and
 //! its name is in the audit log; pages read without JavaScript, refer to nothing from elsewhere and hold nothing inline; a request that a
 //! foreign site's page makes through somebody's browser changes nothing.
 
@@ -15,24 +15,30 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post, put};
+use axum::routing::{delete, get, post, put};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use futures_util::stream;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Registry, Unit};
 
+use crate::bundle::{LARGEST_ARCHIVE_BYTES, PART_BYTES};
 use crate::serve::Shared;
 use crate::time::Micros;
 
 /// Nothing from elsewhere, nothing inline, no framing.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
      base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
+
+/// An archive in Base64, and room for its signature.
+const LARGEST_UPLOAD_BYTES: usize = LARGEST_ARCHIVE_BYTES / 3 * 4 + 64 * 1024;
 
 const PAGE_CSS: &str = include_str!("page.css");
 const PAGE_JS: &str = include_str!("page.js");
@@ -56,10 +62,13 @@ pub fn router(shared: Arc<Shared>) -> Router {
         .route("/rollouts/{id}", get(api::rollout))
         .route("/rollouts/{id}/devices", get(api::rollout_devices))
         .route("/rollouts/{id}/{action}", post(api::rollout_action))
+        .route("/bundles", get(api::bundles).post(api::add_bundle).layer(DefaultBodyLimit::max(LARGEST_UPLOAD_BYTES)))
+        .route("/bundles/{name}", delete(api::remove_bundle))
         .route("/unreadable", get(api::unreadable))
         .route("/audit", get(api::audit))
         .route("/audit-log", get(api::audit_log))
-        .fallback(api::not_found);
+        .fallback(api::not_found)
+        .layer(middleware::map_response(api::errors_as_json));
     Router::new()
         .nest("/api/v1", api)
         .route("/", get(pages::overview))
@@ -70,6 +79,7 @@ pub fn router(shared: Arc<Shared>) -> Router {
         .route("/rollouts/{id}", get(pages::rollout))
         .route("/rollouts/{id}/{action}", post(pages::rollout_action))
         .route("/audit-log", get(pages::audit_log))
+        .route("/bundles/{sha256}/{file}", get(bundle_archive))
         .route("/live", get(live))
         .route("/login", get(pages::login).post(auth::login))
         .route("/logout", post(auth::logout))
@@ -115,6 +125,45 @@ async fn ready(State(shared): State<Arc<Shared>>) -> Response {
     (code, format!("store {}\nbroker {}\n", word(store), word(broker))).into_response()
 }
 
+/// A hosted bundle, for devices, which have no token: what it is worth they tell by its signature. Whole, or from a byte on, for a device that goes on
+/// where its link broke.
+async fn bundle_archive(
+    State(shared): State<Arc<Shared>>,
+    Path((sha256, _)): Path<(String, String)>,
+    headers: HeaderMap,
+) -> Result<Response, api::ApiError> {
+    let found = match shared.settings.public_url {
+        Some(_) => shared.store.bundle_of(&sha256).await?,
+        None => None,
+    };
+    let Some(bundle) = found else { return Ok(StatusCode::NOT_FOUND.into_response()) };
+    let (tag, size) = (format!("\"{sha256}\""), usize::try_from(bundle.size).unwrap_or(0));
+    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let same = text(header::IF_RANGE).is_none_or(|given| given == tag);
+    let from = text(header::RANGE)
+        .filter(|_| same)
+        .and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
+    let about = [(header::CONTENT_TYPE, "application/x-tar".to_owned()), (header::ETAG, tag)];
+    if from.is_some_and(|from| from >= size) {
+        let range = [(header::CONTENT_RANGE, format!("bytes */{size}"))];
+        return Ok((StatusCode::RANGE_NOT_SATISFIABLE, about, range).into_response());
+    }
+    let first = from.unwrap_or(0);
+    let mut bytes = Vec::with_capacity(size - first);
+    for (part, data) in shared.store.bundle_parts(&bundle.name).await?.iter().enumerate() {
+        let begin = part * PART_BYTES;
+        if begin + PART_BYTES > first {
+            let part = STANDARD.decode(data).map_err(|error| api::ApiError::internal(error.to_string()))?;
+            bytes.extend_from_slice(part.get(first.saturating_sub(begin)..).unwrap_or_default());
+        }
+    }
+    let range = from.map(|from| [(header::CONTENT_RANGE, format!("bytes {from}-{}/{size}", size - 1))]);
+    Ok(match range {
+        Some(range) => (StatusCode::PARTIAL_CONTENT, about, range, bytes).into_response(),
+        None => (about, [(header::ACCEPT_RANGES, "bytes")], bytes).into_response(),
+    })
+}
+
 /// A word to a page when something that it shows may have changed.
 async fn live(
     _: auth::Reader,
@@ -129,7 +178,7 @@ async fn live(
 }
 
 async fn metrics(_: auth::Reader, State(shared): State<Arc<Shared>>) -> Result<Response, api::ApiError> {
-    let overview = shared.store.overview(Micros::now(), silent_since(&shared)).await?;
+    let (overview, _) = shared.store.overview(Micros::now(), silent_since(&shared)).await?;
     let mut registry = Registry::with_prefix("visaged_fleet");
     let counters = &shared.counters;
     for (name, help, counter) in [
@@ -144,6 +193,8 @@ async fn metrics(_: auth::Reader, State(shared): State<Arc<Shared>>) -> Result<R
     ] {
         registry.register(name, help, ConstCounter::new(counter.load(Ordering::Relaxed)));
     }
+    let help = "From an event's publishing, by the device's clock, to its being in the store, by the server's";
+    registry.register_with_unit("event_lag", help, Unit::Seconds, counters.lag.0.clone());
     for (name, help, value) in [
         ("devices_online", "Devices online", overview.online),
         ("devices_degraded", "Devices degraded", overview.degraded),

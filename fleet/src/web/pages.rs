@@ -19,7 +19,8 @@ use crate::contract::COMMANDS;
 use crate::rollout::{Execution, Plan, ROLLOUT_COMMANDS, RolloutRequest, State as RolloutState, Target};
 use crate::serve::Shared;
 use crate::store::{
-    CommandRow, DeviceFilter, DeviceRow, EventRow, GapRow, Role, RolloutDeviceRow, RolloutRow, TelemetryRow,
+    BundleRow, CommandRow, DeviceFilter, DeviceRow, EventRow, GapRow, Overview, Role, RolloutDeviceRow, RolloutRow,
+    TelemetryRow, WaveCount,
 };
 use crate::time::Micros;
 
@@ -32,13 +33,13 @@ const SHORTEST_CHART: Duration = Duration::from_secs(300);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// Devices on one page of the overview.
-const DEVICES_A_PAGE: i64 = 100;
+const DEVICES_A_PAGE: i64 = 50;
 
 /// Devices of each kind that is not well, at the top of the overview.
 const LOOK_AT: i64 = 5;
 
 /// Devices that a roll-out's page lists; the API gives all.
-const ROLLOUT_DEVICES: usize = 500;
+const ROLLOUT_DEVICES: i64 = 100;
 
 /// An error as a page.
 pub(super) struct Problem(ApiError);
@@ -131,15 +132,14 @@ fn bar(share_percent: f64) -> Markup {
 pub(super) async fn overview(Reader(viewer): Reader, State(shared): Shares, Query(query): Query<DevicesQuery>) -> Page {
     let (now, silent) = (Micros::now(), silent_since(&shared));
     let store = &shared.store;
-    let fleet = store.overview(now, silent).await?;
-    let sites = store.sites(silent).await?;
+    let (fleet, sites) = store.overview(now, silent).await?;
     let mut filter = query.filter(silent)?;
     filter.limit = DEVICES_A_PAGE + 1;
     let mut devices = store.devices(&filter).await?;
     let more = devices.len() > DEVICES_A_PAGE as usize;
     devices.truncate(DEVICES_A_PAGE as usize);
     let look = match (&filter.status, &filter.after) {
-        (None, None) => need_a_look(&shared, silent).await?,
+        (None, None) => need_a_look(&shared, &fleet, silent).await?,
         _ => Vec::new(),
     };
     let from = now.minus(HOUR);
@@ -183,9 +183,10 @@ pub(super) async fn overview(Reader(viewer): Reader, State(shared): Shares, Quer
 }
 
 /// The first devices of each kind that is not well.
-async fn need_a_look(shared: &Shared, silent_since: Micros) -> Result<Vec<DeviceRow>, ApiError> {
+async fn need_a_look(shared: &Shared, fleet: &Overview, silent_since: Micros) -> Result<Vec<DeviceRow>, ApiError> {
     let mut found = Vec::new();
-    for status in ["degraded", "silent", "offline"] {
+    let counts = [("degraded", fleet.degraded), ("silent", fleet.silent), ("offline", fleet.offline)];
+    for (status, _) in counts.into_iter().filter(|(_, count)| *count > 0) {
         let filter =
             DeviceFilter { status: Some(status.into()), limit: LOOK_AT, silent_since, ..DeviceFilter::default() };
         found.extend(shared.store.devices(&filter).await?);
@@ -196,7 +197,7 @@ async fn need_a_look(shared: &Shared, silent_since: Micros) -> Result<Vec<Device
 fn filter_form(query: &DevicesQuery) -> Markup {
     let value = |text: &Option<String>| text.clone().unwrap_or_default();
     html! {
-        section.card {
+        section.card.find {
             h2 { "Find devices" }
             form.row method="get" action="/#devices" {
                 label { "Name holds" input name="q" value=(value(&query.q)); }
@@ -494,6 +495,7 @@ fn read_json(text: &str) -> Result<Value, ApiError> {
 
 pub(super) async fn rollouts(Reader(viewer): Reader, State(shared): Shares) -> Page {
     let rollouts = shared.store.rollouts(100).await?;
+    let bundles = shared.store.bundles().await?;
     let body = html! {
         div #live {
             div.head { h1 { "Roll-outs" } }
@@ -505,6 +507,7 @@ pub(super) async fn rollouts(Reader(viewer): Reader, State(shared): Shares) -> P
                     } }
                 }
             }
+            section.card { h2 { "Hosted bundles" small { "roll one out with models.install and {\"bundle\": NAME}" } } (bundle_table(&bundles)) }
         }
         @if viewer.role == Role::Operate { (rollout_form()) }
     };
@@ -534,6 +537,26 @@ fn rollout_line(rollout: &RolloutRow) -> Markup {
             td data-label="Wave" { (rollout.wave + 1) }
             td.time data-label="Made" { (rollout.created.seconds()) }
             td data-label="By" { (rollout.created_by) }
+        }
+    }
+}
+
+fn bundle_table(bundles: &[BundleRow]) -> Markup {
+    html! {
+        @if bundles.is_empty() { p.none { "None. On the server, " code { "visaged-fleet models add FILE.tar" } " adds one." } } @else {
+            div.scroll { table.fold {
+                thead { tr { th { "Name" } th.number { "Size" } th { "SHA-256" } th { "Expires" } th { "Added" } th { "By" } } }
+                tbody { @for bundle in bundles {
+                    tr {
+                        td { code { (bundle.name) } }
+                        td.number data-label="Size" { (format!("{:.2} MB", bundle.size as f64 / 1e6)) }
+                        td data-label="SHA-256" { code { (bundle.sha256.get(..12).unwrap_or_default()) "…" } }
+                        td.time data-label="Expires" { (bundle.expires.map_or("—".into(), Micros::seconds)) }
+                        td.time data-label="Added" { (bundle.created.seconds()) }
+                        td data-label="By" { (bundle.created_by) }
+                    }
+                } }
+            } }
         }
     }
 }
@@ -630,7 +653,8 @@ pub(super) async fn rollout(Reader(viewer): Reader, State(shared): Shares, Path(
     let Some(rollout) = shared.store.rollout(&id).await? else {
         return Err(ApiError::new(StatusCode::NOT_FOUND, "this roll-out is not known here").into());
     };
-    let devices = shared.store.rollout_devices(&id).await?;
+    let waves = waves(&shared.store.rollout_waves(&id).await?);
+    let devices = shared.store.rollout_devices(&id, ROLLOUT_DEVICES, true).await?;
     let body = html! {
         div #live {
             div.head {
@@ -638,9 +662,9 @@ pub(super) async fn rollout(Reader(viewer): Reader, State(shared): Shares, Path(
                 p { (rollout.reason.as_deref().unwrap_or("")) }
                 @if viewer.role == Role::Operate { (rollout_buttons(&rollout)) }
             }
-            section.card { h2 { "Waves" } @for wave in waves(&devices) { (wave_progress(&rollout, &wave)) } }
+            section.card { h2 { "Waves" } @for wave in &waves { (wave_progress(&rollout, wave)) } }
             section.card { h2 { "Roll-out" } (rollout_facts(&rollout)) }
-            section.card { h2 { "Devices" } (outcome_table(&devices)) }
+            section.card { h2 { "Devices" small { "those that failed first, then those in progress" } } (outcome_table(&devices, total(&rollout))) }
         }
     };
     Ok(page(&viewer, "/rollouts", &rollout.name, &body))
@@ -685,27 +709,28 @@ fn rollout_facts(rollout: &RolloutRow) -> Markup {
 /// One wave in numbers.
 struct Wave {
     number: i64,
-    counts: Vec<(Execution, usize)>,
+    counts: Vec<(Execution, i64)>,
 }
 
-fn waves(devices: &[RolloutDeviceRow]) -> Vec<Wave> {
+/// In the order of [`Execution::ALL`] within each.
+fn waves(counts: &[WaveCount]) -> Vec<Wave> {
     let mut waves: Vec<Wave> = Vec::new();
-    for device in devices {
-        if waves.last().is_none_or(|wave| wave.number != device.wave) {
-            waves.push(Wave { number: device.wave, counts: Execution::ALL.map(|execution| (execution, 0)).into() });
+    for count in counts {
+        if waves.last().is_none_or(|wave| wave.number != count.wave) {
+            waves.push(Wave { number: count.wave, counts: Execution::ALL.map(|execution| (execution, 0)).into() });
         }
-        if let Some(count) = waves.last_mut().and_then(|wave| wave.counts.iter_mut().find(|(e, _)| *e == device.state))
-        {
-            count.1 += 1;
+        let known = waves.last_mut().and_then(|wave| wave.counts.iter_mut().find(|(e, _)| *e == count.state));
+        if let Some(known) = known {
+            known.1 += count.devices;
         }
     }
     waves
 }
 
 fn wave_progress(rollout: &RolloutRow, wave: &Wave) -> Markup {
-    let all: usize = wave.counts.iter().map(|(_, n)| n).sum();
+    let all: i64 = wave.counts.iter().map(|(_, n)| n).sum();
     let share = |execution: &dyn Fn(Execution) -> bool| {
-        wave.counts.iter().filter(|(e, _)| execution(*e)).map(|(_, n)| *n).sum::<usize>() as f64 * 100.0
+        wave.counts.iter().filter(|(e, _)| execution(*e)).map(|(_, n)| *n).sum::<i64>() as f64 * 100.0
             / all.max(1) as f64
     };
     let parts = [
@@ -740,22 +765,30 @@ fn wave_progress(rollout: &RolloutRow, wave: &Wave) -> Markup {
     }
 }
 
-fn outcome_table(devices: &[RolloutDeviceRow]) -> Markup {
+fn outcome_table(devices: &[RolloutDeviceRow], all: i64) -> Markup {
     html! {
         div.scroll { table.fold {
             thead { tr { th { "Device" } th.number { "Wave" } th { "State" } th { "Detail" } th { "Begun" } th { "Ended" } } }
-            tbody { @for device in devices.iter().take(ROLLOUT_DEVICES) {
+            tbody { @for device in devices {
                 tr {
                     td { a href=(device_link(&device.site, &device.device)) { (device.site) "/" (device.device) } }
                     td.number data-label="Wave" { (device.wave + 1) }
                     td data-label="State" { (state(device.state.word())) }
-                    td.wide data-label="Detail" { (device.detail.as_deref().unwrap_or("—")) }
+                    td.wide data-label="Detail" { (detail(device)) }
                     td.time data-label="Begun" { (device.begun.map_or("—".into(), Micros::seconds)) }
                     td.time data-label="Ended" { (device.ended.map_or("—".into(), Micros::seconds)) }
                 }
             } }
         } }
-        @if devices.len() > ROLLOUT_DEVICES { p.none { "The first " (ROLLOUT_DEVICES) " of " (devices.len()) "; the API gives all." } }
+        @if all > ROLLOUT_DEVICES { p.none { "The first " (ROLLOUT_DEVICES) " of " (all) "; the API gives all." } }
+    }
+}
+
+fn detail(device: &RolloutDeviceRow) -> String {
+    match (&device.detail, device.parts_arrived.zip(device.parts), device.state) {
+        (Some(detail), ..) => detail.clone(),
+        (None, Some((arrived, parts)), Execution::InProgress) => format!("{arrived} of {parts} parts sent"),
+        _ => "—".into(),
     }
 }
 
