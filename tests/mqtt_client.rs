@@ -434,7 +434,10 @@ fn rubbish_on_the_topics_that_we_read_changes_nothing() {
 }
 
 fn with_discovery(port: u16) -> MqttConfig {
-    MqttConfig { home_assistant: Some(HomeAssistantConfig { prefix: "homeassistant".into() }), ..config(port) }
+    MqttConfig {
+        home_assistant: Some(HomeAssistantConfig { prefix: "homeassistant".into(), versions_topic: None }),
+        ..config(port)
+    }
 }
 
 #[test]
@@ -477,7 +480,9 @@ fn discovery_switched_off_removes_the_entities_now_or_after_a_restart() {
     recorder.wait("discovery", |messages| messages.iter().any(|m| m.topic == topic));
     client.handle().set_home_assistant(None);
     recorder.wait("removal", removed);
-    client.handle().set_home_assistant(Some(HomeAssistantConfig { prefix: "homeassistant".into() }));
+    client
+        .handle()
+        .set_home_assistant(Some(HomeAssistantConfig { prefix: "homeassistant".into(), versions_topic: None }));
     recorder.wait("discovery again", |messages| !removed(messages));
     client.stop(Duration::from_secs(1));
 

@@ -266,6 +266,8 @@ impl std::fmt::Debug for Login {
 pub struct HomeAssistantConfig {
     /// Discovery prefix, `homeassistant` by default.
     pub prefix: String,
+    /// Where the newest versions of bundles are said, as `visaged-fleet` does; `None` where nobody does.
+    pub versions_topic: Option<String>,
 }
 
 /// `[privacy]`

@@ -234,6 +234,14 @@ fn topic_level(text: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// A whole topic, or nothing.
+fn topic(text: &str) -> Result<(), String> {
+    match text.len() <= 256 && !text.chars().any(|c| matches!(c, '+' | '#') || c.is_control()) {
+        true => Ok(()),
+        false => Err("is an MQTT topic of up to 256 bytes: no '+', '#' and no control characters".into()),
+    }
+}
+
 fn read_camera(mut s: Section<'_>) -> CameraConfig {
     let defaults = CameraConfig::default();
     let kind = s.get("source", "v4l2".to_string(), one_of(&["v4l2", "clip", "pattern"]));
@@ -444,8 +452,10 @@ fn read_tls(mut s: Section<'_>) -> TlsConfig {
 fn read_home_assistant(mut s: Section<'_>) -> Option<HomeAssistantConfig> {
     let enabled = s.get("enabled", true, any);
     let prefix = s.get("prefix", "homeassistant".to_string(), |t: &String| topic_level(t));
+    let versions_topic = s.get("versions_topic", String::new(), |t: &String| topic(t));
     s.finish();
-    enabled.then_some(HomeAssistantConfig { prefix })
+    let versions_topic = Some(versions_topic).filter(|topic| !topic.is_empty());
+    enabled.then_some(HomeAssistantConfig { prefix, versions_topic })
 }
 
 fn read_web(mut s: Section<'_>) -> Option<WebConfig> {

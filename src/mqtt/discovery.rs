@@ -25,8 +25,9 @@ pub fn config_topic(prefix: &str, topics: &Topics) -> String {
 }
 
 /// The discovery message. What can be asked of the device is offered only where it would be done: a switch for consent where
-/// analysis waits for it and its commands are allowed, the versions of bundles as updates where these can be installed.
-pub fn config(topics: &Topics, info: &Info, consent_required: bool) -> Value {
+/// analysis waits for it and its commands are allowed, the versions of bundles as updates where these can be installed. Newer versions than
+/// the installed ones are known only where `versions_topic` says them.
+pub fn config(topics: &Topics, info: &Info, consent_required: bool, versions_topic: Option<&str>) -> Value {
     let id = device_id(topics);
     let entity = |name: &str, platform: &str, more: Value| {
         let unique = format!("{id}_{name}");
@@ -137,12 +138,23 @@ pub fn config(topics: &Topics, info: &Info, consent_required: bool) -> Value {
                     "state_topic": topics.info(),
                     "value_template": format!(
                         "{{% for model in value_json.models if model.name == '{}' %}}\
-                         {{{{ {{'installed_version': model.version, 'latest_version': model.version}} | tojson }}}}\
+                         {{{{ {{'installed_version': model.version{}}} | tojson }}}}\
                          {{% endfor %}}",
-                        model.name
+                        model.name,
+                        // What nobody can know of is as good as not there. A version said here would go over the one said there.
+                        if versions_topic.is_none() { ", 'latest_version': model.version" } else { "" },
                     ),
                 }),
             );
+            if let Some(topic) = versions_topic {
+                let component = &mut config["cmps"][&name];
+                component["latest_version_topic"] = topic.into();
+                component["latest_version_template"] = format!(
+                    "{{% for model in value_json.models if model.task == '{}' %}}{{{{ model.version }}}}{{% endfor %}}",
+                    model.name
+                )
+                .into();
+            }
         }
     }
     config
@@ -179,6 +191,14 @@ mod tests {
     }
 
     fn components(commands: &[&str], consent_required: bool) -> serde_json::Map<String, Value> {
+        components_with(commands, consent_required, None)
+    }
+
+    fn components_with(
+        commands: &[&str],
+        consent_required: bool,
+        versions_topic: Option<&str>,
+    ) -> serde_json::Map<String, Value> {
         let topics = Topics::new(&DeviceConfig { site: "lobby".into(), name: "mirror-1".into() }).unwrap();
         let model = super::super::payload::ModelInfo {
             name: "derl".into(),
@@ -196,7 +216,7 @@ mod tests {
             models: vec![model],
             capabilities: commands.iter().map(|name| format!("cmd/{name}")).collect(),
         };
-        config(&topics, &info, consent_required)["cmps"].as_object().unwrap().clone()
+        config(&topics, &info, consent_required, versions_topic)["cmps"].as_object().unwrap().clone()
     }
 
     #[test]
@@ -210,6 +230,17 @@ mod tests {
         assert_eq!(all["consent"]["default_entity_id"], "switch.visaged_lobby_mirror_1_consent");
         assert_eq!(all["consent"]["command_topic"], "visaged/v1/lobby/mirror-1/cmd/consent.set");
         assert_eq!(all["model_derl"]["p"], "update");
+    }
+
+    #[test]
+    fn home_assistant_hears_of_newer_versions_where_a_topic_says_them() {
+        let update = |topic| components_with(&["models.install"], false, topic)["model_derl"].clone();
+        let (alone, told) = (update(None), update(Some("visaged/fleet/models")));
+        let says_latest = |update: &Value| update["value_template"].as_str().unwrap().contains("latest_version");
+        assert!(says_latest(&alone) && alone.get("latest_version_topic").is_none());
+        assert!(!says_latest(&told), "{told}");
+        assert_eq!(told["latest_version_topic"], "visaged/fleet/models");
+        assert!(told["latest_version_template"].as_str().unwrap().contains("model.task == 'derl'"));
     }
 
     #[test]

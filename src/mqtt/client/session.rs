@@ -663,7 +663,8 @@ impl<'a> Session<'a> {
             let topic = discovery::config_topic(&home_assistant.prefix, &self.core.topics);
             self.consent_discovered = self.core.shared.status.borrow().consent.is_some();
             let info = (self.core.sources.info)();
-            let payload = json(&discovery::config(&self.core.topics, &info, self.consent_discovered));
+            let versions = home_assistant.versions_topic.as_deref();
+            let payload = json(&discovery::config(&self.core.topics, &info, self.consent_discovered, versions));
             self.queue(topic, payload, true);
         }
     }
@@ -673,7 +674,8 @@ impl<'a> Session<'a> {
         if wanted == self.discovered {
             return;
         }
-        if let Some(old) = self.discovered.take() {
+        let moved = |old: &mut HomeAssistantConfig| wanted.as_ref().is_none_or(|new| new.prefix != old.prefix);
+        if let Some(old) = self.discovered.take_if(moved) {
             self.queue(discovery::config_topic(&old.prefix, &self.core.topics), Vec::new(), true);
         }
         if let Some(new) = &wanted {
