@@ -1,5 +1,6 @@
-//! Puts the optional model bundles into the program: those whose folders are in `models-quantized/` when it is built. To add the
-//! folder is the only step; without it the program says which bundle is missing, and takes an installed one or a folder.
+//! Puts optional model bundles into the program: those that `VISAGED_BUILD_BUNDLES` names when it is built, as in
+//! `VISAGED_BUILD_BUNDLES=identity,makeup`. Without it there are none, and the program keeps within its bound of 40 MB: it says which
+//! bundle is missing, and takes an installed one or a folder.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs, io};
@@ -9,18 +10,24 @@ const OPTIONAL: [(&str, &str); 2] = [("IDENTITY", "identity"), ("MAKEUP", "makeu
 
 fn main() -> io::Result<()> {
     println!("cargo:rerun-if-changed=build.rs");
-    // The folder above them: cargo takes one that is missing for one that has changed.
-    println!("cargo:rerun-if-changed=models-quantized");
+    println!("cargo:rerun-if-env-changed=VISAGED_BUILD_BUNDLES");
+    let wanted = env::var("VISAGED_BUILD_BUNDLES").unwrap_or_default();
+    let wanted: Vec<&str> = wanted.split(',').map(str::trim).filter(|name| !name.is_empty()).collect();
+    if let Some(unknown) = wanted.iter().find(|name| !OPTIONAL.iter().any(|(_, known)| known == *name)) {
+        return Err(io::Error::other(format!("VISAGED_BUILD_BUNDLES: no optional bundle is called {unknown}")));
+    }
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
-    let text: String =
-        OPTIONAL.iter().map(|(constant, name)| line(constant, &root.join("models-quantized").join(name))).collect();
+    let text: String = OPTIONAL
+        .iter()
+        .map(|(constant, name)| line(constant, &root.join("models-quantized").join(name), wanted.contains(name)))
+        .collect();
     fs::write(out.join("optional_bundles.rs"), text)
 }
 
-fn line(constant: &str, folder: &Path) -> String {
+fn line(constant: &str, folder: &Path, wanted: bool) -> String {
     let (manifest, model) = (folder.join("manifest.toml"), folder.join("model.onnx"));
-    let value = match manifest.is_file() {
+    let value = match wanted {
         true => format!("Some((include_str!({manifest:?}), include_bytes!({model:?})))"),
         false => "None".into(),
     };

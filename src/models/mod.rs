@@ -361,7 +361,7 @@ impl Bundle {
     }
 }
 
-/// Those whose folders were there when the program was built: `IDENTITY` and `MAKEUP`.
+/// Those that `VISAGED_BUILD_BUNDLES` named when the program was built: `IDENTITY` and `MAKEUP`.
 mod optional {
     include!(concat!(env!("OUT_DIR"), "/optional_bundles.rs"));
 }

@@ -1,7 +1,7 @@
 //! Faces re-synthesised, and whose they are: [`identity`] tells people apart, [`makeup`] puts make-up on and takes it off, [`composite`]
 //! lays what a network changed over the picture.
 //!
-//! All of it is about [`AlignedFace`](crate::face::AlignedFace)s. Knows models, networks and faces; no MQTT, and no page.
+//! All of it is about [`AlignedFace`]s. Knows models, networks and faces; no MQTT, and no page.
 //! Invariants: a picture changes only where a network changed the face, whatever its size; an embedding is shown to nobody by accident:
 //! neither `Debug` nor a log line holds its numbers.
 
