@@ -97,7 +97,7 @@ cross-test: build cross-aarch64 ## the ARM binary under qemu-user answers as the
 	scripts/compare-aarch64
 
 .PHONY: vm-test
-vm-test: ## capture against the kernel's own camera drivers, and the daemon behind a bad link, in a virtual machine
+vm-test: ## capture against the kernel's own camera drivers, in a virtual machine (tests/vm/run netem: a bad link)
 	tests/vm/run
 
 .PHONY: dist
