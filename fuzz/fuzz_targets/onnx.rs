@@ -13,7 +13,7 @@ use visaged_int8::isa::Isa;
 
 #[path = "../../src/nn/lower/tests/edit.rs"]
 mod edit;
-#[allow(unreachable_pub)]
+#[allow(unreachable_pub, unused_imports, dead_code)]
 #[path = "../../src/nn/lower/mod.rs"]
 mod lower;
 

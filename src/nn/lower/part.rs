@@ -11,7 +11,7 @@ use super::model::{Fault, Model, ModelError, Place};
 ///
 /// # Errors
 /// [`ModelError`] where the graph has no such output, or cannot be run by anybody.
-pub(in crate::nn) fn prune(proto: &mut ModelProto, outputs: &[&str]) -> Result<(), ModelError> {
+pub(crate) fn prune(proto: &mut ModelProto, outputs: &[&str]) -> Result<(), ModelError> {
     let whole = |fault| ModelError { place: Place::Graph, fault };
     let graph = proto.graph.as_mut().ok_or_else(|| whole(Fault::NoGraph))?;
     let wanted = outputs.iter().map(|name| {
