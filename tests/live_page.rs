@@ -412,7 +412,7 @@ fn a_reference_picture_can_be_tried_on_and_the_page_says_that_the_face_is_synthe
         let before = evaluate(browser, seen).await;
         let cheek = before["cheek"].as_f64().unwrap();
 
-        // Dark, so that what is put on is seen: the placeholder takes a third of the way to it.
+        // Dark, so that what is put on is seen: the stand-in bundle takes a third of the way to it.
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("reference.png");
         let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/faces/sfhq_0000.jpg");

@@ -1,6 +1,6 @@
 //! `visaged analyze PATH...`: pictures, folders, GIFs and clips to one line a picture, in order, on all cores.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use clap::Args;
 use serde::ser::SerializeMap;
@@ -8,7 +8,7 @@ use serde::{Serialize, Serializer};
 
 use super::Failure;
 use super::models::BundleArgs;
-use super::stream::{self, Worker, place, rounded};
+use super::stream::{self, PictureArgs, Worker, place, rounded};
 use crate::expression::derl::{Derl, DerlModel};
 use crate::expression::{Emotion, Probabilities, Reading};
 use crate::face::align::align;
@@ -26,21 +26,11 @@ use crate::frame::RgbImage;
 A folder is read with all its sub-folders, sorted by name. A picture that cannot be read is reported on stderr and the
 rest goes on; the exit status is then 1.")]
 pub struct AnalyzeArgs {
-    /// Pictures (JPEG, PNG, WebP), GIFs, MJPEG AVIs, folders
-    #[arg(required = true, value_name = "PATH")]
-    paths: Vec<PathBuf>,
     /// Each picture is one face already cropped: no detection, no alignment; any size, read at 64x64
     #[arg(long)]
     crops: bool,
-    /// One JSON line a picture
-    #[arg(long)]
-    json: bool,
-    /// Height in pixels of the smallest face to find
-    #[arg(long, value_name = "PX", default_value_t = 24, value_parser = clap::value_parser!(u32).range(8..=4096))]
-    min_face: u32,
-    /// Threads; all cores by default
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
-    threads: Option<u16>,
+    #[command(flatten)]
+    pictures: PictureArgs,
     #[command(flatten)]
     bundles: BundleArgs,
 }
@@ -57,7 +47,7 @@ enum Models {
 pub fn run(args: &AnalyzeArgs) -> Result<(), Failure> {
     let derl = args.bundles.derl_model()?;
     let models = if args.crops { Models::Crops(derl) } else { Models::Whole(derl, args.bundles.detector_model()?) };
-    stream::run(&args.paths, args.threads, || Analyst::new(args, &models), |line| line)
+    stream::run(&args.pictures, || Analyst::new(args, &models), |line| line)
 }
 
 /// One thread's networks and buffers.
@@ -83,12 +73,12 @@ impl Analyst {
         let (derl, detector) = match models {
             Models::Crops(derl) => (derl, None),
             Models::Whole(derl, detector) => {
-                let options = DetectOptions { min_face_px: args.min_face, ..DetectOptions::still(detector) };
+                let options = DetectOptions { min_face_px: args.pictures.min_face, ..DetectOptions::still(detector) };
                 (derl, Some(Detector::new(detector, options)))
             }
         };
         Ok(Self {
-            json: args.json,
+            json: args.pictures.json,
             detector,
             derl: Derl::new(derl).map_err(Failure::failed)?,
             faces: Vec::new(),

@@ -9,7 +9,7 @@ use serde::{Serialize, Serializer};
 
 use super::Failure;
 use super::models::{DetectorArgs, OptionalBundle};
-use super::stream::{self, Worker, place, rounded};
+use super::stream::{self, PictureArgs, Worker, place, rounded};
 use crate::face::align::align;
 use crate::face::detect::{DetectOptions, Detector, DetectorModel};
 use crate::face::{AlignedFace, Face};
@@ -29,21 +29,11 @@ An embedding is 128 numbers of length 1. The scalar product of two is their simi
 bundle's manifest say from where on two faces count as one person's. Embeddings identify people: treat them as you treat
 names. A picture that cannot be read is reported on stderr and the rest goes on; the exit status is then 1.")]
 pub struct EmbedArgs {
-    /// Pictures (JPEG, PNG, WebP), GIFs, MJPEG AVIs, folders
-    #[arg(required = true, value_name = "PATH")]
-    paths: Vec<PathBuf>,
     /// Each picture is one face already cropped, framed as an aligned face is: no detection, no alignment
     #[arg(long)]
     crops: bool,
-    /// One JSON line a picture
-    #[arg(long)]
-    json: bool,
-    /// Height in pixels of the smallest face to find
-    #[arg(long, value_name = "PX", default_value_t = 24, value_parser = clap::value_parser!(u32).range(8..=4096))]
-    min_face: u32,
-    /// Threads; all cores by default
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
-    threads: Option<u16>,
+    #[command(flatten)]
+    pictures: PictureArgs,
     #[command(flatten)]
     bundle: OptionalBundle,
     #[command(flatten)]
@@ -60,7 +50,7 @@ pub fn run(args: &EmbedArgs) -> Result<(), Failure> {
     let detector = if args.crops { None } else { Some(args.detector.model()?) };
     let mut first = None;
     let make = || Teller::new(args, &model, detector.as_ref());
-    stream::run(&args.paths, args.threads, make, |seen: Seen| match args.json {
+    stream::run(&args.pictures, make, |seen: Seen| match args.pictures.json {
         true => seen.json(),
         false => seen.human(&mut first, model.manifest()),
     })
@@ -85,7 +75,7 @@ struct Seen {
 impl Teller {
     fn new(args: &EmbedArgs, model: &IdentityModel, detector: Option<&DetectorModel>) -> Result<Self, Failure> {
         let detector = detector.map(|model| {
-            Detector::new(model, DetectOptions { min_face_px: args.min_face, ..DetectOptions::still(model) })
+            Detector::new(model, DetectOptions { min_face_px: args.pictures.min_face, ..DetectOptions::still(model) })
         });
         Ok(Self {
             detector,

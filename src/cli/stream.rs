@@ -8,6 +8,7 @@ use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::thread;
 
+use clap::Args;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -45,19 +46,35 @@ struct Done<S> {
     seen: Result<S, String>,
 }
 
+/// What `analyze` and `embed` are told alike: which pictures, how they are looked at, what is written.
+#[derive(Debug, Args)]
+pub(super) struct PictureArgs {
+    /// Pictures (JPEG, PNG, WebP), GIFs, MJPEG AVIs, folders
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<PathBuf>,
+    /// One JSON line a picture
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Height in pixels of the smallest face to find
+    #[arg(long, value_name = "PX", default_value_t = 24, value_parser = clap::value_parser!(u32).range(8..=4096))]
+    pub(super) min_face: u32,
+    /// Threads; all cores by default
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    threads: Option<u16>,
+}
+
 /// Looks at every picture with workers that `make` makes, one a thread, and writes what `text` says of each, in order.
 ///
 /// # Errors
 /// [`Failure`], exit 1, where a picture could not be read or looked at: the others have been by then.
 pub(super) fn run<W: Worker>(
-    paths: &[PathBuf],
-    threads: Option<u16>,
+    pictures: &PictureArgs,
     make: impl Fn() -> Result<W, Failure> + Sync,
     text: impl FnMut(W::Seen) -> String,
 ) -> Result<(), Failure> {
-    let threads = threads.map(usize::from).or_else(|| thread::available_parallelism().ok().map(usize::from));
+    let threads = pictures.threads.map(usize::from).or_else(|| thread::available_parallelism().ok().map(usize::from));
     let threads = threads.unwrap_or(1);
-    let (files, mut failed) = list(paths);
+    let (files, mut failed) = list(&pictures.paths);
     let progress = progress(files.len() as u64);
     let places = PLACES_PER_THREAD * threads;
     // A token is taken for each picture decoded and given back when its line is written.

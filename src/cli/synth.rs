@@ -87,12 +87,8 @@ struct MakeupArgs {
     /// The picture whose largest face wears the make-up
     #[arg(long, value_name = "REF")]
     reference: PathBuf,
-    /// How much of it, from 0 to 1
-    #[arg(long, value_name = "0..1", default_value = "1", value_parser = strength)]
-    strength: f32,
-    /// Where: some of lips, eyes, skin
-    #[arg(long, value_name = "REGIONS", value_delimiter = ',', default_value = "lips,eyes,skin", value_parser = region)]
-    regions: Vec<Region>,
+    #[command(flatten)]
+    amount: Amount,
     #[command(flatten)]
     out: Output,
     #[command(flatten)]
@@ -101,17 +97,30 @@ struct MakeupArgs {
     detector: DetectorArgs,
 }
 
+/// How much of a change of make-up is made, and where.
 #[derive(Debug, Args)]
-struct BareArgs {
-    /// A picture; of a GIF or clip the first frame
-    #[arg(value_name = "IN")]
-    input: PathBuf,
+struct Amount {
     /// How much of it, from 0 to 1
     #[arg(long, value_name = "0..1", default_value = "1", value_parser = strength)]
     strength: f32,
     /// Where: some of lips, eyes, skin
     #[arg(long, value_name = "REGIONS", value_delimiter = ',', default_value = "lips,eyes,skin", value_parser = region)]
     regions: Vec<Region>,
+}
+
+impl Amount {
+    fn look(&self) -> Look {
+        Look::new(&self.regions, self.strength)
+    }
+}
+
+#[derive(Debug, Args)]
+struct BareArgs {
+    /// A picture; of a GIF or clip the first frame
+    #[arg(value_name = "IN")]
+    input: PathBuf,
+    #[command(flatten)]
+    amount: Amount,
     #[command(flatten)]
     out: Output,
     #[command(flatten)]
@@ -255,7 +264,7 @@ fn makeup(args: &MakeupArgs) -> Result<(), Failure> {
     let detector = if args.out.crops { None } else { Some(args.detector.model()?) };
     let (wears, _) = take_face(&args.reference, &reference, detector.as_ref(), 0)?;
     artist.set_reference(&wears).map_err(Failure::failed)?;
-    let look = Look::new(&args.regions, args.strength);
+    let look = args.amount.look();
     paint(&args.input, picture, &args.out, detector.as_ref(), &mut artist, &look)
 }
 
@@ -265,7 +274,7 @@ fn bare(args: &BareArgs) -> Result<(), Failure> {
     let model = MakeupModel::new(args.bundle.load(Task::Makeup)?, Makeup::Bare, super::settings()?);
     let mut artist = Artist::new(&model.map_err(Failure::failed)?).map_err(Failure::failed)?;
     let detector = if args.out.crops { None } else { Some(args.detector.model()?) };
-    let look = Look::new(&args.regions, args.strength);
+    let look = args.amount.look();
     paint(&args.input, picture, &args.out, detector.as_ref(), &mut artist, &look)
 }
 
