@@ -32,8 +32,10 @@ help: ## show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
 .PHONY: demo
-demo: build ## build, then the whole way on the bundled clip, with a broker and a live page (ARGS="--seconds 20")
-	@exec $(TARGET)/release/visaged demo $(ARGS)
+demo: ## build quickly, then the whole way on the bundled clip, with a broker and a live page (ARGS="--seconds 20")
+	@scripts/need build
+	@$(CARGO) build --profile demo --locked --bin visaged
+	@exec $(TARGET)/demo/visaged demo $(ARGS)
 
 .PHONY: build
 build: ## the release binary
