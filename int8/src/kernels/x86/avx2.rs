@@ -88,7 +88,7 @@ impl Product for Pairs {
     #[inline(always)]
     unsafe fn dense_at<const AT: usize>(sums: __m256i, input: __m256i, weights: *const u8) -> __m256i {
         // SAFETY: 32 bytes of weights, by the contract; no pair saturates.
-        unsafe { Avx2::dense(sums, products_at::<AT>(input, weights), _mm256_set1_epi16(1)) }
+        unsafe { add_products_at::<AT>(sums, input, weights) }
     }
 
     #[inline(always)]
@@ -98,26 +98,30 @@ impl Product for Pairs {
     }
 }
 
-/// `vpmaddubsw` with weights from memory. The compiler would keep in registers what several pixels multiply by, and then has too few for the sums.
+/// Products of bytes in pairs, with weights from memory. The compiler would keep in registers what several pixels multiply by, or form all
+/// products before it adds the first, and then has too few for the sums.
 ///
 /// # Safety
 /// The processor has AVX2; 32 aligned bytes can be read `AT` bytes behind `weights`.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn products_at<const AT: usize>(input: __m256i, weights: *const u8) -> __m256i {
-    let products;
+unsafe fn add_products_at<const AT: usize>(mut sums: __m256i, input: __m256i, weights: *const u8) -> __m256i {
     // SAFETY: reads what this function's contract names, and touches nothing else.
     unsafe {
         std::arch::asm!(
             "vpmaddubsw {products}, {input}, ymmword ptr [{weights} + {at}]",
-            products = lateout(ymm_reg) products,
+            "vpmaddwd {products}, {products}, {ones}",
+            "vpaddd {sums}, {sums}, {products}",
+            sums = inout(ymm_reg) sums,
+            products = out(ymm_reg) _,
             input = in(ymm_reg) input,
+            ones = in(ymm_reg) _mm256_set1_epi16(1),
             weights = in(reg) weights,
             at = const AT,
             options(pure, readonly, nostack, preserves_flags),
         );
     }
-    products
+    sums
 }
 
 /// Depthwise layers of any weights: two taps as 16-bit integers.

@@ -96,9 +96,9 @@ impl Lanes for Sixteen {
     }
 
     #[inline(always)]
-    unsafe fn input(from: *const u8, _: *const u32) -> __m512i {
-        // SAFETY: 4 bytes, by the contract.
-        unsafe { _mm512_set1_epi32(from.cast::<i32>().read_unaligned()) }
+    unsafe fn quad(bytes: i32) -> __m512i {
+        // SAFETY: arithmetic only.
+        unsafe { _mm512_set1_epi32(bytes) }
     }
 
     #[inline(always)]

@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 use std::marker::PhantomData;
 
-use super::super::{Area, BLOCK, DenseSpec, Grid, Layer, Memory, QUAD, Scratch};
+use super::super::{Area, BLOCK, DenseSpec, Grid, Layer, Memory, QUAD, Scratch, Tap};
 use super::finish::{self, Finish, GENERAL, PLAIN, SLOPE, Way};
 use super::memory::Packed;
 use super::strips::Strips;
@@ -64,10 +64,8 @@ struct Packing {
     /// The first channel.
     start: usize,
     channels: usize,
-    /// Where each block's input begins: runs, or by [`Diet::Pairs`] steps; in bytes from the pixel's first.
-    starts: Box<[Box<[usize]>]>,
-    /// By [`Diet::Pairs`] the bytes of each step, by blocks.
-    shuffles: Box<[Packed<u32>]>,
+    /// What the steps of each block take.
+    inputs: Box<[Inputs]>,
     /// Where each block's weights begin.
     blocks: Box<[usize]>,
     /// `[block][step][lane][4 bytes]`.
@@ -78,13 +76,50 @@ struct Packing {
     slope: Packed<f32>,
 }
 
+/// What the steps of a block take, in bytes from a pixel's first.
+#[derive(Debug, Default)]
+struct Inputs {
+    /// Where runs begin, or by [`Diet::Pairs`] bytes that lie side by side.
+    starts: Vec<usize>,
+    /// By [`Diet::Pairs`] windows, and which of their bytes meet.
+    windows: Vec<(usize, u32)>,
+    /// Likewise places far from one another, and which bytes of a step each has.
+    joints: Vec<[(isize, u32); pairs::TERMS]>,
+}
+
+impl Inputs {
+    fn of_pairs(spec: &DenseSpec, steps: &[pairs::Step]) -> Self {
+        let mut inputs = Self::default();
+        let run = |run: usize| spec.runs[run].row * spec.tap_row + spec.runs[run].offset;
+        for step in steps {
+            let Some(&first) = step.bytes.iter().flatten().next() else { continue };
+            let terms = pairs::terms(step.bytes);
+            let term = |i: usize| terms.get(i).map(|&(of, at, bytes)| (run(of) as isize + at, bytes));
+            let mask = |bytes: [bool; QUAD]| u32::from_le_bytes(bytes.map(|is_here| if is_here { 0xff } else { 0 }));
+            match step.way {
+                pairs::Way::Quad => inputs.starts.push(run(first.0) + first.1 / QUAD * QUAD),
+                pairs::Way::Window => {
+                    let window = pairs::window(first);
+                    let bytes = step.bytes.map(|byte| byte.map_or(0x80, |(_, byte)| (byte - window) as u8));
+                    inputs.windows.push((run(first.0) + window, u32::from_le_bytes(bytes)));
+                }
+                // A term that there is not takes nothing from where there is something.
+                pairs::Way::Joint => inputs.joints.push(std::array::from_fn(|i| {
+                    term(i).map_or((run(first.0) as isize, 0), |(at, bytes)| (at, mask(bytes)))
+                })),
+            }
+        }
+        inputs
+    }
+}
+
 impl Packing {
     fn new<L: Lanes>(spec: &DenseSpec, strips: &Strips, finish: &Finish, start: usize, channels: usize) -> Self {
         let count = channels.div_ceil(L::CHANNELS);
         let order =
             || (0..count * L::CHANNELS).map(|i| start + i / L::CHANNELS * L::CHANNELS + L::ORDER[i % L::CHANNELS]);
         let (mut weights, mut blocks) = (Vec::new(), Vec::new());
-        let (mut starts, mut shuffles) = (Vec::new(), Vec::new());
+        let mut inputs = Vec::new();
         for block in 0..count {
             blocks.push(weights.len());
             let first = start + block * L::CHANNELS;
@@ -93,16 +128,11 @@ impl Packing {
             if L::DIET == Diet::Pairs {
                 let steps = pairs::steps(spec, first, end);
                 for (step, channel) in steps.iter().flat_map(|step| lanes().map(move |channel| (step, channel))) {
-                    weights.extend(step.bytes.map(|byte| {
-                        let at = |byte| step.window + byte;
-                        byte.map_or(0, |byte| spec.weight(channel, step.run, at(byte) / QUAD, at(byte) % QUAD) as u8)
-                    }));
+                    let weight =
+                        |(run, byte): (usize, usize)| spec.weight(channel, run, byte / QUAD, byte % QUAD) as u8;
+                    weights.extend(step.bytes.map(|byte| byte.map_or(0, weight)));
                 }
-                let run = |step: &pairs::Step| spec.runs[step.run].row * spec.tap_row + spec.runs[step.run].offset;
-                starts.push(steps.iter().map(|step| run(step) + step.window).collect());
-                let shuffle =
-                    |step: &pairs::Step| u32::from_le_bytes(step.bytes.map(|byte| byte.map_or(0x80, |b| b as u8)));
-                shuffles.push(Packed::new(&steps.iter().map(shuffle).collect::<Vec<_>>()));
+                inputs.push(Inputs::of_pairs(spec, &steps));
                 continue;
             }
             for (run, quad) in (0..spec.runs.len()).flat_map(|run| (0..spec.quads).map(move |quad| (run, quad))) {
@@ -117,16 +147,11 @@ impl Packing {
                         .extend([0, 2].into_iter().flat_map(halves).flat_map(|weight| i16::from(weight).to_le_bytes()));
                 }
             }
-            starts.push(
-                spec.runs
-                    .iter()
-                    .map(|run| match L::DIET {
-                        Diet::Wide => strips.widened_run(run.row, run.offset),
-                        _ => run.row * spec.tap_row + run.offset,
-                    })
-                    .collect(),
-            );
-            shuffles.push(Packed::new(&[]));
+            let start = |run: &Tap| match L::DIET {
+                Diet::Wide => strips.widened_run(run.row, run.offset),
+                _ => run.row * spec.tap_row + run.offset,
+            };
+            inputs.push(Inputs { starts: spec.runs.iter().map(start).collect(), ..Inputs::default() });
         }
         let bias: Vec<_> = order().map(|channel| spec.post.bias[channel]).collect();
         let scale: Vec<_> = order().map(|channel| spec.post.scale[channel]).collect();
@@ -134,8 +159,7 @@ impl Packing {
         Self {
             start,
             channels,
-            starts: starts.into(),
-            shuffles: shuffles.into(),
+            inputs: inputs.into(),
             blocks: blocks.into(),
             weights: Packed::new(&weights),
             bias: Packed::new(&bias),
@@ -181,8 +205,7 @@ impl<S: Simd, W: Lanes, H: Lanes, D: Lanes> Dense<S, W, H, D> {
         unsafe {
             let row = Row {
                 length: self.length,
-                starts: &packing.starts[channel / L::CHANNELS],
-                shuffles: packing.shuffles[channel / L::CHANNELS].at(0),
+                inputs: &packing.inputs[channel / L::CHANNELS],
                 weights: packing.weights.at(packing.blocks[channel / L::CHANNELS]),
                 // Blocks that are computed together take the same steps.
                 block: packing.blocks.get(1).map_or(0, |second| second - packing.blocks[0]),
@@ -328,8 +351,7 @@ impl Work for Widen<'_> {
 #[derive(Clone, Copy)]
 struct Row<'a> {
     length: usize,
-    starts: &'a [usize],
-    shuffles: *const u32,
+    inputs: &'a Inputs,
     weights: *const u8,
     /// Bytes of weights of a block.
     block: usize,
@@ -417,27 +439,42 @@ impl Row<'_> {
         }
         let mut sums = [biases; PIXELS];
         let mut weights = self.weights;
-        let mut step = |at: usize, shuffle: *const u32| {
-            // SAFETY: each quad of each run is within the input, by the task's invariant, windows are within its slack, and
-            // each step has its weights and its shuffle.
-            unsafe {
-                let first = apart(self.input.add(at));
-                for (pixel, sums) in sums.iter_mut().enumerate() {
-                    let input = L::input(first.add(pixel * self.input_step), shuffle);
-                    for (block, sums) in sums.iter_mut().enumerate() {
-                        *sums = L::dot(*sums, input, weights.add(block * self.block));
+        // Not a function: a call of a closure knows nothing of the instructions that are switched on here.
+        macro_rules! step {
+            ($at:expr, $first:ident => $input:expr) => {
+                // SAFETY: each quad of each run is within the input, by the task's invariant, windows and the surroundings of joined
+                // bytes are within its slack, and each step has its weights.
+                unsafe {
+                    let origin = apart(self.input.wrapping_add($at));
+                    for (pixel, sums) in sums.iter_mut().enumerate() {
+                        let $first = origin.wrapping_add(pixel * self.input_step);
+                        let input = $input;
+                        for (block, sums) in sums.iter_mut().enumerate() {
+                            *sums = L::dot(*sums, input, weights.add(block * self.block));
+                        }
                     }
+                    weights = weights.add(L::CHANNELS * 4);
                 }
-                weights = weights.add(L::CHANNELS * 4);
-            }
-        };
-        for (i, &begin) in self.starts.iter().enumerate() {
-            if L::DIET == Diet::Pairs {
-                step(begin, self.shuffles.wrapping_add(i));
+            };
+        }
+        for &begin in &self.inputs.starts {
+            if L::DIET != Diet::Pairs {
+                for at in (begin..begin + self.length).step_by(QUAD) {
+                    step!(at, first => L::quad(first.cast::<i32>().read_unaligned()));
+                }
                 continue;
             }
-            for at in (begin..begin + self.length).step_by(4) {
-                step(at, self.shuffles);
+            step!(begin, first => L::quad(first.cast::<i32>().read_unaligned()));
+        }
+        if L::DIET == Diet::Pairs {
+            for &(begin, shuffle) in &self.inputs.windows {
+                step!(begin, first => L::window(first, shuffle));
+            }
+            for joint in &self.inputs.joints {
+                step!(0, first => {
+                    let term = |i: usize| first.wrapping_offset(joint[i].0).cast::<u32>().read_unaligned() & joint[i].1;
+                    L::quad((term(0) | term(1) | (term(2) | term(3))) as i32)
+                });
             }
         }
         // SAFETY: the pixels' outputs exist and are this task's.

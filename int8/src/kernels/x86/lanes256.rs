@@ -35,18 +35,13 @@ pub(super) trait Product: std::fmt::Debug + Send + Sync + 'static {
     unsafe fn bytes(sums: __m256i, taps: __m256i, weights: __m256i) -> __m256i;
 }
 
-/// Four bytes in each lane.
+/// Bytes of a window in each lane.
 #[inline(always)]
-unsafe fn input(diet: Diet, from: *const u8, shuffle: *const u32) -> __m256i {
-    // SAFETY: 4 bytes, or 16 and a shuffle, by the callers' contracts.
+unsafe fn window(from: *const u8, shuffle: u32) -> __m256i {
+    // SAFETY: 16 bytes, by the callers' contracts.
     unsafe {
-        match diet {
-            Diet::Quads | Diet::Wide => _mm256_set1_epi32(from.cast::<i32>().read_unaligned()),
-            Diet::Pairs => {
-                let window = _mm256_broadcastsi128_si256(_mm_loadu_si128(from.cast()));
-                _mm256_shuffle_epi8(window, _mm256_set1_epi32(shuffle.cast::<i32>().read()))
-            }
-        }
+        let window = _mm256_broadcastsi128_si256(_mm_loadu_si128(from.cast()));
+        _mm256_shuffle_epi8(window, _mm256_set1_epi32(shuffle as i32))
     }
 }
 
@@ -162,14 +157,16 @@ unsafe fn store_two_vectors<const NATURAL: bool>(rounded: [__m256i; 2], bounds: 
 /// Writes 16 words each of two pixels as bytes within the bounds.
 ///
 /// # Safety
-/// 16 bytes can be written at both places.
+/// 16 bytes can be written at both places; `NATURAL` only where [`Bounds::natural`] is.
 #[inline(always)]
-pub(super) unsafe fn put_two(first: __m256i, second: __m256i, bounds: &Bounds, to: [*mut u8; 2]) {
+pub(super) unsafe fn put_two<const NATURAL: bool>(first: __m256i, second: __m256i, bounds: &Bounds, to: [*mut u8; 2]) {
     // SAFETY: by this function's contract.
     unsafe {
-        let bytes = _mm256_packus_epi16(first, second);
-        let bytes = _mm256_max_epu8(bytes, _mm256_load_si256(bounds.low.as_ptr().cast()));
-        let bytes = _mm256_min_epu8(bytes, _mm256_load_si256(bounds.high.as_ptr().cast()));
+        let mut bytes = _mm256_packus_epi16(first, second);
+        if !NATURAL {
+            bytes = _mm256_max_epu8(bytes, _mm256_load_si256(bounds.low.as_ptr().cast()));
+            bytes = _mm256_min_epu8(bytes, _mm256_load_si256(bounds.high.as_ptr().cast()));
+        }
         let bytes = _mm256_permute4x64_epi64::<0b11_01_10_00>(bytes);
         _mm_storeu_si128(to[0].cast(), _mm256_castsi256_si128(bytes));
         _mm_storeu_si128(to[1].cast(), _mm256_extracti128_si256::<1>(bytes));
@@ -220,9 +217,15 @@ impl<P: Product> Lanes for Two<P> {
     }
 
     #[inline(always)]
-    unsafe fn input(from: *const u8, shuffle: *const u32) -> __m256i {
+    unsafe fn quad(bytes: i32) -> __m256i {
+        // SAFETY: arithmetic only.
+        unsafe { _mm256_set1_epi32(bytes) }
+    }
+
+    #[inline(always)]
+    unsafe fn window(from: *const u8, shuffle: u32) -> __m256i {
         // SAFETY: by the contract.
-        unsafe { input(P::DIET, from, shuffle) }
+        unsafe { window(from, shuffle) }
     }
 
     #[inline(always)]
@@ -274,9 +277,15 @@ impl<P: Product> Lanes for Four<P> {
     }
 
     #[inline(always)]
-    unsafe fn input(from: *const u8, shuffle: *const u32) -> __m256i {
+    unsafe fn quad(bytes: i32) -> __m256i {
+        // SAFETY: arithmetic only.
+        unsafe { _mm256_set1_epi32(bytes) }
+    }
+
+    #[inline(always)]
+    unsafe fn window(from: *const u8, shuffle: u32) -> __m256i {
         // SAFETY: by the contract.
-        unsafe { input(P::DIET, from, shuffle) }
+        unsafe { window(from, shuffle) }
     }
 
     #[inline(always)]
@@ -341,9 +350,15 @@ impl<P: Product> Lanes for One<P> {
     }
 
     #[inline(always)]
-    unsafe fn input(from: *const u8, shuffle: *const u32) -> __m256i {
+    unsafe fn quad(bytes: i32) -> __m256i {
+        // SAFETY: arithmetic only.
+        unsafe { _mm256_set1_epi32(bytes) }
+    }
+
+    #[inline(always)]
+    unsafe fn window(from: *const u8, shuffle: u32) -> __m256i {
         // SAFETY: by the contract.
-        unsafe { input(P::DIET, from, shuffle) }
+        unsafe { window(from, shuffle) }
     }
 
     #[inline(always)]

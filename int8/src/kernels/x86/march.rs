@@ -348,30 +348,18 @@ impl<const STRIDE: usize, const WAY: u8> Row<'_, STRIDE, WAY> {
         let mut row = *self;
         // SAFETY: constants of the group.
         let constants = unsafe { self.constants() };
-        if NATURAL {
-            for sums in &sums.0[..count] {
-                // SAFETY: sixteen bytes belong to the pixel.
-                unsafe {
-                    let words = self.words::<true>(sums, &constants);
-                    let bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
-                    _mm_storeu_si128(row.output.cast(), bytes);
-                }
-                row = row.at(1);
-            }
-            return;
-        }
         let (twos, rest) = sums.0[..count].as_chunks::<2>();
         // SAFETY: sixteen bytes belong to each of the pixels.
         unsafe {
             for [first, second] in twos {
                 let to = [row.output, row.output.wrapping_add(row.output_step)];
-                let words = [self.words::<false>(first, &constants), self.words::<false>(second, &constants)];
-                lanes256::put_two(words[0], words[1], self.bounds, to);
+                let words = [self.words::<NATURAL>(first, &constants), self.words::<NATURAL>(second, &constants)];
+                lanes256::put_two::<NATURAL>(words[0], words[1], self.bounds, to);
                 row = row.at(2);
             }
             if let [last] = rest {
-                let words = self.words::<false>(last, &constants);
-                lanes256::put_two(words, words, self.bounds, [row.output; 2]);
+                let words = self.words::<NATURAL>(last, &constants);
+                lanes256::put_two::<NATURAL>(words, words, self.bounds, [row.output; 2]);
             }
         }
     }

@@ -167,8 +167,13 @@ trait Lanes: Debug + Send + Sync + 'static {
 
     /// Sums to start from, in lane order.
     unsafe fn load(from: *const i32) -> Self::Sums;
-    /// Four bytes for all channels: those at `from`, or by [`Diet::Pairs`] those of 16 that `shuffle` says.
-    unsafe fn input(from: *const u8, shuffle: *const u32) -> Self::Input;
+    /// Four bytes for all channels.
+    unsafe fn quad(bytes: i32) -> Self::Input;
+    /// Those of the 16 bytes at `from` that `shuffle` says, for all channels; only by [`Diet::Pairs`].
+    #[inline(always)]
+    unsafe fn window(_from: *const u8, _shuffle: u32) -> Self::Input {
+        unreachable!("bytes of a window meet in pairs only")
+    }
     /// One step.
     unsafe fn dot(sums: Self::Sums, input: Self::Input, weights: *const u8) -> Self::Sums;
     /// Scales and rounds to integers; `scale` and `slope` in lane order.

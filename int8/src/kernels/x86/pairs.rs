@@ -3,7 +3,10 @@
 //! `vpmaddubsw` multiplies bytes twice as fast as `vpmaddwd` multiplies 16-bit integers, but adds two products with saturation. It is exact
 //! where, of the two weights, those of the same sign add up to at most 128, as 255 * 128 is below 2^15. Which two bytes meet is free
 //! within a window of 16 that one shuffle reaches: a matching of the bytes by which every pair is safe, for all channels of a
-//! block, almost always exists for weights that are spread like a bell.
+//! block, almost always exists for weights that are spread like a bell. Four bytes side by side need no shuffle where their pairs are safe as
+//! they lie; what is left over in several windows is joined.
+
+use std::ops::Range;
 
 use super::super::{DenseSpec, QUAD};
 
@@ -11,6 +14,8 @@ use super::super::{DenseSpec, QUAD};
 const WINDOW: usize = 16;
 /// Weights of a pair that have the same sign add up to no more.
 const SAFE: i32 = 128;
+/// Of what is left over, so many are looked through for a partner: weights that nothing goes with must not take forever.
+const REACH: usize = 16;
 /// Choices that the search for a matching may make; it rarely needs more than eight.
 const BUDGET: usize = 400;
 
@@ -19,45 +24,169 @@ pub(super) fn is_safe(a: i32, b: i32) -> bool {
     a.max(0) + b.max(0) <= SAFE && a.min(0) + b.min(0) >= -SAFE
 }
 
-/// Four input bytes that are multiplied together.
-#[derive(Debug)]
+/// A byte of input: its run, and where in it.
+type Byte = (usize, usize);
+
+/// Four input bytes that are multiplied together: two pairs.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Step {
-    pub(super) run: usize,
-    /// The window's first byte, from the run's first.
-    pub(super) window: usize,
-    /// Bytes within the window: two pairs.
-    pub(super) bytes: [Option<usize>; QUAD],
+    pub(super) way: Way,
+    pub(super) bytes: [Option<Byte>; QUAD],
 }
 
-/// The steps of a block of channels, `first..end`.
+/// How the bytes of a step come together; the first is the cheapest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Way {
+    /// They lie side by side.
+    Quad,
+    /// They lie within a window.
+    Window,
+    /// They lie anywhere, in up to [`TERMS`] places.
+    Joint,
+}
+
+/// Places that the bytes of a joint step come from.
+pub(super) const TERMS: usize = QUAD;
+
+/// The steps of a block of channels, `first..end`, in the order of their ways.
 pub(super) fn steps(spec: &DenseSpec, first: usize, end: usize) -> Vec<Step> {
-    let length = spec.quads * QUAD;
-    let windows = (0..spec.runs.len()).flat_map(|run| (0..length).step_by(WINDOW).map(move |window| (run, window)));
-    let mut steps = Vec::new();
-    for (run, window) in windows {
-        let weight = |channel: usize, byte: usize| {
-            let at = window + byte;
-            i32::from(spec.weight(channel, run, at / QUAD, at % QUAD))
-        };
-        let inside = WINDOW.min(length - window);
-        let mut bytes = 0u16;
-        let mut friends = [0u16; WINDOW];
-        for a in (0..inside).filter(|&a| (first..end).any(|channel| weight(channel, a) != 0)) {
-            bytes |= 1 << a;
-            for b in (0..a).filter(|b| bytes & 1 << b != 0) {
-                if (first..end).all(|channel| is_safe(weight(channel, a), weight(channel, b))) {
+    let block = Block { spec, channels: first..end };
+    let ways = [(false, false), (true, false), (false, true), (true, true)];
+    let mut steps = ways
+        .map(|(quads, join)| block.steps(quads, join))
+        .into_iter()
+        .min_by_key(|steps| cost(steps))
+        .unwrap_or_default();
+    steps.sort_by_key(|step| step.way);
+    steps
+}
+
+/// What steps take, by instructions for 16 channels of a pixel; each way that there is beside another has a loop of its own.
+fn cost(steps: &[Step]) -> usize {
+    let of = |way: Way, each: usize| match steps.iter().filter(|step| step.way == way).count() {
+        0 => 0,
+        count => count * each + 4,
+    };
+    of(Way::Quad, 7) + of(Way::Window, 8) + of(Way::Joint, 14)
+}
+
+/// Whether bytes lie in one window.
+fn is_window(bytes: [Option<Byte>; QUAD]) -> bool {
+    let mut places = bytes.into_iter().flatten().map(|byte| (byte.0, window(byte)));
+    let first = places.next();
+    places.all(|place| Some(place) == first)
+}
+
+/// A window's first byte.
+pub(super) fn window((_, byte): Byte) -> usize {
+    byte / WINDOW * WINDOW
+}
+
+struct Block<'a> {
+    spec: &'a DenseSpec,
+    channels: Range<usize>,
+}
+
+impl Block<'_> {
+    fn weight(&self, channel: usize, (run, byte): Byte) -> i32 {
+        i32::from(self.spec.weight(channel, run, byte / QUAD, byte % QUAD))
+    }
+
+    fn counts(&self, byte: Byte) -> bool {
+        self.channels.clone().any(|channel| self.weight(channel, byte) != 0)
+    }
+
+    fn are_safe(&self, a: Byte, b: Byte) -> bool {
+        self.channels.clone().all(|channel| is_safe(self.weight(channel, a), self.weight(channel, b)))
+    }
+
+    /// `quads`: whether bytes side by side are taken together first wherever they may be; `join`: whether bytes of several windows may meet.
+    fn steps(&self, quads: bool, join: bool) -> Vec<Step> {
+        let length = self.spec.quads * QUAD;
+        let windows = (0..self.spec.runs.len()).flat_map(|run| (0..length).step_by(WINDOW).map(move |at| (run, at)));
+        let (mut steps, mut halves) = (Vec::new(), Vec::new());
+        for (run, window) in windows {
+            let mut bytes = (window..length.min(window + WINDOW))
+                .filter(|&byte| self.counts((run, byte)))
+                .fold(0u16, |bytes, byte| bytes | 1 << (byte - window));
+            for quad in (0..WINDOW).step_by(QUAD).filter(|_| quads) {
+                let at = |i: usize| (run, window + quad + i);
+                let mine = bytes & 0xf << quad;
+                if mine.count_ones() > 2 && self.are_safe(at(0), at(1)) && self.are_safe(at(2), at(3)) {
+                    let taken = std::array::from_fn(|i| (mine & 1 << (quad + i) != 0).then(|| at(i)));
+                    steps.push(Step { way: Way::Quad, bytes: taken });
+                    bytes &= !mine;
+                }
+            }
+            let mut friends = [0u16; WINDOW];
+            let inside = || (0..WINDOW).filter(|byte| bytes & 1 << byte != 0);
+            for (a, b) in inside().flat_map(|a| inside().take_while(move |&b| b < a).map(move |b| (a, b))) {
+                if self.are_safe((run, window + a), (run, window + b)) {
                     friends[a] |= 1 << b;
                     friends[b] |= 1 << a;
                 }
             }
+            let byte = |byte: usize| (run, window + byte);
+            let pairs: Vec<Half> =
+                matching(bytes, &friends).iter().map(|&(a, b)| [Some(byte(a)), b.map(byte)]).collect();
+            let (pairs, single): (Vec<Half>, Vec<Half>) = pairs.iter().partition(|pair| pair[1].is_some());
+            let (twos, rest) = pairs.as_chunks::<2>();
+            steps.extend(twos.iter().map(|[a, b]| Step { way: Way::Window, bytes: [a[0], a[1], b[0], b[1]] }));
+            halves.extend(rest);
+            halves.extend(single);
         }
-        for two in matching(bytes, &friends).chunks(2) {
-            let (one, other) = (two[0], two.get(1));
-            let bytes = [Some(one.0), one.1, other.map(|pair| pair.0), other.and_then(|pair| pair.1)];
-            steps.push(Step { run, window, bytes });
+        steps.extend(self.joined(halves, join));
+        steps
+    }
+
+    /// Steps of what is left over in windows, given window by window.
+    fn joined(&self, halves: Vec<Half>, join: bool) -> Vec<Step> {
+        // Bytes that are alone become pairs where they may.
+        let mut pairs: Vec<Half> = Vec::new();
+        for half in halves {
+            let alone = |pair: &&mut Half| match (**pair, half) {
+                ([Some(a), None], [Some(b), None]) => join && self.are_safe(a, b),
+                _ => false,
+            };
+            match pairs.iter_mut().rev().take(REACH).find(alone) {
+                Some(pair) => pair[1] = half[0],
+                None => pairs.push(half),
+            }
+        }
+        // Two of one window are a step of it; of others any two.
+        let with = |a: Half, b: Half| [a[0], a[1], b[0], b[1]];
+        let (mut steps, mut open) = (Vec::new(), Vec::<Half>::new());
+        for half in pairs {
+            match open.iter().rev().take(REACH).position(|other| is_window(with(*other, half))) {
+                Some(back) => {
+                    let other = open.remove(open.len() - 1 - back);
+                    steps.push(Step { way: Way::Window, bytes: with(other, half) });
+                }
+                None => open.push(half),
+            }
+        }
+        for two in open.chunks(if join { 2 } else { 1 }) {
+            let bytes = with(two[0], two.get(1).copied().unwrap_or_default());
+            steps.push(Step { way: if is_window(bytes) { Way::Window } else { Way::Joint }, bytes });
+        }
+        steps
+    }
+}
+
+/// A pair of bytes, or one.
+type Half = [Option<Byte>; 2];
+
+/// Where the bytes of a step come from: a run, the place of a byte in it less that in the step, and which bytes of the step those are.
+pub(super) fn terms(bytes: [Option<Byte>; QUAD]) -> Vec<(usize, isize, [bool; QUAD])> {
+    let mut terms: Vec<(usize, isize, [bool; QUAD])> = Vec::new();
+    for (i, (run, byte)) in bytes.into_iter().enumerate().filter_map(|(i, byte)| Some((i, byte?))) {
+        let at = byte as isize - i as isize;
+        match terms.iter_mut().find(|term| (term.0, term.1) == (run, at)) {
+            Some(term) => term.2[i] = true,
+            None => terms.push((run, at, std::array::from_fn(|other| other == i))),
         }
     }
-    steps
+    terms
 }
 
 /// Bytes by two, or alone where no partner is left.
