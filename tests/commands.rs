@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
 use mqtt_support::{Gate, Message, Mode, Mosquitto, Recorder, free_port, topics};
 use serde_json::{Value, json};
 
@@ -54,6 +55,12 @@ impl Device {
 
     fn file(&self) -> PathBuf {
         self.folder.path().join("visaged.toml")
+    }
+
+    /// The contents of the files in these of its folders.
+    fn files_of(&self, folders: &[&str]) -> Vec<Vec<u8>> {
+        let entries = folders.iter().flat_map(|folder| std::fs::read_dir(self.folder.path().join(folder)).unwrap());
+        entries.map(|entry| std::fs::read(entry.unwrap().path()).unwrap()).collect()
     }
 
     fn text(&self) -> String {
@@ -222,6 +229,30 @@ fn an_answer_goes_to_the_response_topic_too_with_the_correlation_data() {
 fn no_picture_is_given_away() {
     let device = Device::start(&["snapshot"], "");
     assert_eq!(device.code("snapshot", "s", json!({})), "forbidden");
+}
+
+#[test]
+fn a_picture_leaves_only_where_images_are_raw_and_consent_is_given_and_none_is_on_the_disk() {
+    let device = Device::start(&["snapshot", "consent.grant"], "[privacy]\nimages = \"raw\"\nrequire_consent = true\n");
+    assert_eq!(device.code("snapshot", "1", json!({})), "forbidden");
+    device.ask("consent.grant", "2", json!({}));
+    assert_eq!(device.answer("consent.grant", "2", 0)["state"], "succeeded");
+    device.ask("snapshot", "3", json!({}));
+    let answer = device.answer("snapshot", "3", 0);
+    let result = &answer["result"];
+    assert_eq!(result["media_type"], "image/jpeg", "{answer}");
+    let jpeg = base64::engine::general_purpose::STANDARD.decode(result["data"].as_str().unwrap()).unwrap();
+    let picture = image::load_from_memory(&jpeg).unwrap();
+    assert_eq!(
+        (json!(picture.width()), json!(picture.height())),
+        (result["width_px"].clone(), result["height_px"].clone())
+    );
+    device.ask("consent.grant", "4", json!({}));
+    device.answer("consent.grant", "4", 0);
+    let written = device.files_of(&["commands", "spool"]);
+    assert!(!written.is_empty());
+    let picture = &result["data"].as_str().unwrap().as_bytes()[..64];
+    assert!(written.iter().all(|file| file.windows(picture.len()).all(|part| part != picture)));
 }
 
 #[test]

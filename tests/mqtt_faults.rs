@@ -14,6 +14,7 @@ use fake::{Broker, Manner, Sent, Terms, Then, Wire};
 use mqtt_support::{HANGS, boot, config, event, offer, setup, topics, wait_empty, wait_up};
 use rand::rngs::StdRng;
 use rand::{Rng as _, RngCore as _, SeedableRng as _};
+use visaged::mqtt::command::{Answer, ReplyTo};
 use visaged::mqtt::{Client, DiskSettings, Limits, MemorySettings, Setup, Spool};
 use visaged::report::{Event, Moment};
 
@@ -209,6 +210,39 @@ fn nothing_larger_than_the_broker_takes_is_sent_and_what_is_too_large_is_declare
         let told: HashSet<u64> = seen.events.iter().map(|(seq, _)| *seq).chain(gaps).collect();
         assert!(seen.gaps.is_empty() || told.len() == 20, "{largest_packet}: {seen:?}");
     }
+}
+
+#[test]
+fn an_answer_larger_than_the_broker_takes_is_answered_by_saying_so() {
+    let answers = Arc::new(Mutex::new(Vec::<serde_json::Value>::new()));
+    let kept = Arc::clone(&answers);
+    let terms = Terms { largest_packet: Some(2000), ..Terms::default() };
+    let broker = Broker::start(terms, move |_| {
+        let kept = Arc::clone(&kept);
+        Box::new(move |sent, wire| {
+            if let Sent::Publish { topic, payload, .. } = sent
+                && *topic == topics().answer("snapshot")
+            {
+                kept.lock().unwrap().push(serde_json::from_slice(payload).unwrap());
+            }
+            wire.answer(sent)
+        })
+    });
+    let client = client(&broker);
+    let picture = serde_json::Map::from_iter([("data".into(), "x".repeat(4000).into())]);
+    let answer = Answer::new("7", "snapshot", Ok(picture), boot(), Moment(jiff::Timestamp::now()));
+    client.handle().answer(answer, ReplyTo::default(), None);
+    let start = Instant::now();
+    while answers.lock().unwrap().is_empty() {
+        assert!(start.elapsed() < HANGS);
+        std::thread::yield_now();
+    }
+    let answer = answers.lock().unwrap().remove(0);
+    assert_eq!(
+        (&answer["id"], &answer["state"], &answer["error"]["code"]),
+        (&"7".into(), &"failed".into(), &"too_large".into())
+    );
+    assert_eq!(broker.seen().violations, [""; 0]);
 }
 
 #[test]

@@ -10,10 +10,11 @@ use serde::Serialize;
 
 use super::Failure;
 use crate::capture::{self, v4l2};
-use crate::config::{Config, LogFormat, MqttConfig, Pace, SourceConfig, SpoolStorage};
+use crate::config::{Config, Images, LogFormat, MqttConfig, Pace, SourceConfig, SpoolStorage};
 use crate::daemon::{Models, consent_line};
 use crate::frame::Converter;
 use crate::models::{Bundle, BundleError, BundleFault, Store, Task};
+use crate::mqtt::command::Name;
 use crate::mqtt::{self, Topics};
 use crate::pool::Pool;
 
@@ -74,6 +75,7 @@ pub fn run(args: &CheckArgs) -> Result<(), Failure> {
         Some(mqtt) => Finding::of("spool", spool(mqtt)),
         None => Finding::off("spool", "mqtt.enabled is false: nothing waits"),
     });
+    findings.push(pictures(&config));
     findings.push(consent(&config));
     findings.push(listener("web", "the live page", config.web.as_ref().map(|web| web.listen)));
     findings.push(listener("metrics", "Prometheus metrics", config.metrics));
@@ -187,6 +189,22 @@ fn explain(source: &SourceConfig, error: &capture::CaptureError) -> String {
 }
 
 /// Requests the line, unless a running daemon has it, and reads it once.
+/// Whether pictures may leave this device.
+fn pictures(config: &Config) -> Finding {
+    let allows =
+        |mqtt: &MqttConfig| mqtt.commands.as_ref().is_some_and(|commands| Name::Snapshot.is_allowed(&commands.allow));
+    match config.privacy.images {
+        Images::Never => Finding::off("pictures", "privacy.images is \"never\": none leaves this device"),
+        Images::Raw if config.mqtt.as_ref().is_some_and(allows) => {
+            Finding::of("pictures", Ok("privacy.images is \"raw\": the command snapshot gets a frame".into()))
+        }
+        Images::Raw => Finding::off(
+            "pictures",
+            "privacy.images is \"raw\", but mqtt.commands.allow does not hold \"snapshot\": none leaves",
+        ),
+    }
+}
+
 fn consent(config: &Config) -> Finding {
     let Some(gpio) = &config.privacy.consent_gpio else {
         let detail = match config.privacy.require_consent {
@@ -224,13 +242,13 @@ fn spool(mqtt: &MqttConfig) -> Result<String, String> {
     let room = system.f_bavail.saturating_mul(system.f_frsize).saturating_add(held(path));
     if room < *max_bytes {
         return Err(format!(
-            "{key}: room for {:.1} MB where mqtt.spool.max_bytes asks for {:.1}: free some, or ask for less",
+            "{key}: room for {:.1} MB where mqtt.spool.max_bytes asks for {:.1} MB: free some, or ask for less",
             megabytes(room),
             megabytes(*max_bytes)
         ));
     }
     Ok(format!(
-        "{}: {:.1} MB at most, room for {:.1}; a power cut loses {} s or {sync_events} events that the broker does not have",
+        "{}: {:.1} MB at most, room for {:.1} MB; a power cut loses {} s or {sync_events} events that the broker does not have",
         path.display(),
         megabytes(*max_bytes),
         megabytes(room),

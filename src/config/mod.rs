@@ -273,10 +273,22 @@ pub struct HomeAssistantConfig {
 /// `[privacy]`
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PrivacyConfig {
+    /// Which pictures may leave the device.
+    pub images: Images,
     /// No face is analysed until consent is given.
     pub require_consent: bool,
     /// A line that gives it while it is active.
     pub consent_gpio: Option<ConsentGpio>,
+}
+
+/// `privacy.images`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Images {
+    /// None.
+    #[default]
+    Never,
+    /// What the camera sees, when the command `snapshot` asks for it.
+    Raw,
 }
 
 /// `[privacy.consent_gpio]`

@@ -14,7 +14,7 @@ use toml::{Table, Value};
 
 use super::{
     Backoff, CameraConfig, ClientCertificate, CommandsConfig, Config, ConsentGpio, DeviceConfig, ExpressionConfig,
-    FacesConfig, GpioBias, HomeAssistantConfig, LogConfig, LogFormat, Login, ModelsConfig, MqttConfig, Pace,
+    FacesConfig, GpioBias, HomeAssistantConfig, Images, LogConfig, LogFormat, Login, ModelsConfig, MqttConfig, Pace,
     PrivacyConfig, ReportConfig, SourceConfig, SpoolConfig, SpoolStorage, TlsConfig, WebConfig,
 };
 use crate::frame::PixelFormat;
@@ -531,18 +531,22 @@ fn read_log(mut s: Section<'_>) -> LogConfig {
 
 /// Only what this version can keep is accepted; a promise of privacy that is not kept would be worse than none.
 fn read_privacy(mut s: Section<'_>) -> PrivacyConfig {
-    s.get("images", "never".to_string(), |t: &String| match t.as_str() {
-        "never" => Ok(()),
-        "avatar" | "raw" => Err("is not available in this version, which never sends a picture: use \"never\"".into()),
-        _ => Err("takes \"never\"".into()),
+    let images = s.get("images", "never".to_string(), |t: &String| match t.as_str() {
+        "never" | "raw" => Ok(()),
+        "avatar" => {
+            Err("\"avatar\" is not available in this version: use \"never\", or \"raw\" for the picture as it is"
+                .into())
+        }
+        _ => Err("takes \"never\" or \"raw\"".into()),
     });
+    let images = if images == "raw" { Images::Raw } else { Images::Never };
     let require_consent = s.get("require_consent", false, any);
     let consent_gpio = s.optional_section("consent_gpio").map(read_consent_gpio);
     if consent_gpio.is_some() && !require_consent {
         s.fault("consent_gpio", "", "has no meaning where privacy.require_consent is false: nothing waits for consent");
     }
     s.finish();
-    PrivacyConfig { require_consent, consent_gpio }
+    PrivacyConfig { images, require_consent, consent_gpio }
 }
 
 fn read_consent_gpio(mut s: Section<'_>) -> ConsentGpio {
@@ -929,8 +933,10 @@ mod tests {
     }
 
     #[test]
-    fn pictures_never_leave_in_this_version() {
-        assert!(faults("[privacy]\nimages = \"raw\"\n")[0].contains("never"));
+    fn no_picture_leaves_by_default_and_an_avatar_that_cannot_be_made_is_refused() {
+        assert_eq!(parse("").unwrap().privacy.images, Images::Never);
+        assert_eq!(parse("[privacy]\nimages = \"raw\"\n").unwrap().privacy.images, Images::Raw);
+        assert!(faults("[privacy]\nimages = \"avatar\"\n")[0].contains("not available in this version"));
         assert!(parse("[privacy]\nrequire_consent = true\n").unwrap().privacy.require_consent);
     }
 

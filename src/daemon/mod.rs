@@ -32,6 +32,7 @@ mod bundles;
 mod faces;
 mod figures;
 mod reading;
+mod shutter;
 
 pub use bundles::Models;
 pub use commands::CommandParts;
@@ -61,6 +62,7 @@ use self::faces::Faces;
 use self::figures::Figures;
 use self::health::{CameraHealth, CaptureReport, LinkTrouble};
 use self::reading::{Expression, Offer};
+use self::shutter::Shutter;
 use self::stage::{End, Supervision};
 
 /// Frames under way at once: one at the driver's side, one in the mailbox, one being converted.
@@ -134,6 +136,7 @@ struct Context {
     settings: ArcSwap<Settings>,
     models: Models,
     hub: Option<Hub>,
+    shutter: Shutter,
     consent: Consent,
     /// What is in force: of a configuration that was read again, only what needs no restart.
     running: ArcSwap<Config>,
@@ -197,6 +200,7 @@ impl Daemon {
             settings: ArcSwap::from_pointee(Settings::of(&config)),
             models,
             hub,
+            shutter: Shutter::default(),
             consent: Consent::new(config.privacy.require_consent),
             running: ArcSwap::from_pointee(config.clone()),
             condition: ArcSwap::from_pointee(Condition::Degraded("starting".into())),
@@ -515,6 +519,7 @@ pub fn waits_for_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("mqtt", without_home_assistant(old) != without_home_assistant(new)),
         ("web", old.web != new.web),
         ("metrics", old.metrics != new.metrics),
+        ("privacy.images", old.privacy.images != new.privacy.images),
         ("privacy.consent_gpio", old.privacy.consent_gpio != new.privacy.consent_gpio),
         ("models", old.models != new.models),
         ("nn", old.nn != new.nn),

@@ -199,6 +199,7 @@ impl Expression {
         if let Some(picture) = batch.picture.take() {
             Telemetry::count(&telemetry.frames_read);
             telemetry.record(Stage::Total, observation.time.monotonic.elapsed());
+            self.context.shutter.pass(&picture);
             if let Some(hub) = &self.context.hub {
                 hub.show(picture, observation);
             }

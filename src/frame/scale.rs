@@ -37,7 +37,23 @@ impl Scaler {
         self.typed::<U8x3>(&src.data, from_px, &mut dst.data, to_px);
     }
 
-    /// The same for one channel: `from` is `from_px` wide and high, `to` becomes `to_px`.
+    /// `picture` itself where neither side is longer than `longest_px`; else `small`, made to hold it at that length.
+    ///
+    /// # Panics
+    /// As [`Self::scale`].
+    pub fn within<'a>(&mut self, picture: &'a RgbImage, longest_px: u32, small: &'a mut RgbImage) -> &'a RgbImage {
+        let longest = picture.width_px.max(picture.height_px);
+        if longest <= longest_px {
+            return picture;
+        }
+        let scale = f64::from(longest_px) / f64::from(longest);
+        let side = |side_px: u32| ((f64::from(side_px) * scale).round() as u32).max(1);
+        small.resize(side(picture.width_px), side(picture.height_px));
+        self.scale(picture, small);
+        small
+    }
+
+    /// As [`Self::scale`], for one channel: `from` is `from_px` wide and high, `to` becomes `to_px`.
     ///
     /// # Panics
     /// Where a slice is not as long as its size says.
@@ -69,6 +85,17 @@ mod tests {
         dst.resize(width_px, height_px);
         Scaler::new().scale(src, &mut dst);
         dst
+    }
+
+    #[test]
+    fn a_large_picture_comes_within_a_length_and_a_small_one_is_left_as_it_is() {
+        let (large, narrow, mut small) =
+            (picture(1920, 1080, |_, _| [9; 3]), picture(1, 999, |_, _| [9; 3]), RgbImage::default());
+        let mut scaler = Scaler::new();
+        let size = |picture: &RgbImage| (picture.width_px, picture.height_px);
+        assert_eq!(size(scaler.within(&large, 640, &mut small)), (640, 360));
+        assert_eq!(size(scaler.within(&narrow, 640, &mut small)), (1, 640));
+        assert!(std::ptr::eq(scaler.within(&large, 1920, &mut small), &large));
     }
 
     #[test]

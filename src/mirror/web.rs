@@ -380,8 +380,7 @@ impl PictureEncoder {
     /// synthetic in part is marked so.
     fn part(&mut self, picture: &RgbImage, synthetic: bool) -> Result<Bytes, EncodingError> {
         let mut jpeg = Vec::with_capacity(self.size_hint_bytes);
-        let picture =
-            if picture.width_px.max(picture.height_px) > LONGEST_SIDE_PX { self.scaled(picture) } else { picture };
+        let picture = self.scaler.within(picture, LONGEST_SIDE_PX, &mut self.small);
         // The longest side fits into 16 bits by now.
         let (width, height) = (picture.width_px as u16, picture.height_px as u16);
         let mut encoder = Encoder::new(&mut jpeg, PICTURE_QUALITY);
@@ -395,14 +394,6 @@ impl PictureEncoder {
         part.extend_from_slice(format!("\r\n--{BOUNDARY}\r\n").as_bytes());
         self.size_hint_bytes = jpeg.len() + jpeg.len() / 8;
         Ok(part.into())
-    }
-
-    fn scaled(&mut self, picture: &RgbImage) -> &RgbImage {
-        let scale = f64::from(LONGEST_SIDE_PX) / f64::from(picture.width_px.max(picture.height_px));
-        let scaled = |side: u32| ((f64::from(side) * scale).round() as u32).max(1);
-        self.small.resize(scaled(picture.width_px), scaled(picture.height_px));
-        self.scaler.scale(picture, &mut self.small);
-        &self.small
     }
 }
 

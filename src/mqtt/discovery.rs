@@ -33,7 +33,8 @@ pub fn config(topics: &Topics, info: &Info, consent_required: bool, versions_top
         let unique = format!("{id}_{name}");
         // Until Home Assistant 2025.9 this was `object_id`, which later versions do not know; those before pass over it.
         let entity = format!("{platform}.{}", unique.to_lowercase().replace('-', "_"));
-        let mut component = json!({ "p": platform, "unique_id": unique, "default_entity_id": entity });
+        // Each by itself: versions as late as 2026.2 take a QoS for the whole device, and read with 0 all the same.
+        let mut component = json!({ "p": platform, "unique_id": unique, "default_entity_id": entity, "qos": 1 });
         if let (Some(component), Value::Object(more)) = (component.as_object_mut(), more) {
             component.extend(more);
         }
@@ -53,7 +54,6 @@ pub fn config(topics: &Topics, info: &Info, consent_required: bool, versions_top
         "o": { "name": "visaged", "sw": info.version },
         "availability_topic": topics.status(),
         "availability_template": "{{ 'offline' if value_json.status == 'offline' else 'online' }}",
-        "qos": 1,
         "cmps": {
             "emotion": entity("emotion", "sensor", json!({
                 "name": "Emotion",
@@ -230,6 +230,12 @@ mod tests {
         assert_eq!(all["consent"]["default_entity_id"], "switch.visaged_lobby_mirror_1_consent");
         assert_eq!(all["consent"]["command_topic"], "visaged/v1/lobby/mirror-1/cmd/consent.set");
         assert_eq!(all["model_derl"]["p"], "update");
+    }
+
+    #[test]
+    fn home_assistant_reads_every_component_with_qos_1() {
+        let all = components(&["consent.set", "models.install"], true);
+        assert!(all.len() > 6 && all.values().all(|component| component["qos"] == 1), "{all:?}");
     }
 
     #[test]

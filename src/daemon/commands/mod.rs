@@ -11,6 +11,7 @@
 
 mod config;
 mod models;
+mod snapshot;
 mod store;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -341,10 +342,11 @@ impl Worker {
         })
     }
 
-    /// Keeps an answer; one that says that nothing was done is forgotten with its request, which may come again.
+    /// Keeps an answer; one that says that nothing was done is forgotten with its request, which may come again. So is a picture:
+    /// none is kept on the disk, and one who asks again gets the next.
     fn note(&mut self, name: Name, answer: &Answer) {
         use crate::mqtt::command::AnswerState::Rejected;
-        if answer.state == Rejected {
+        if answer.state == Rejected || name == Name::Snapshot {
             self.gate.past.forget(&answer.id);
         } else {
             self.gate.past.settle(answer);
@@ -386,11 +388,7 @@ impl Worker {
             Command::Info => self.info().into(),
             Command::ConfigGet => self.config_get().into(),
             Command::ConfigSet(wanted) => self.config_set(id, wanted),
-            Command::Snapshot => Err(Refusal::rejected(
-                ErrorCode::Forbidden,
-                "privacy.images = \"never\" in this device's configuration: no picture leaves it",
-            ))
-            .into(),
+            Command::Snapshot => self.snapshot().into(),
             Command::Consent { granted, lasting } => self.consent(granted, lasting).into(),
             Command::LogLevel { level, lasting } => self.log_level(&level, lasting).into(),
             Command::Restart => self.restart(),

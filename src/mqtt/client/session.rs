@@ -551,23 +551,25 @@ impl<'a> Session<'a> {
             if let Some(token) = waiting.token {
                 self.acknowledge_token(token);
             }
-            let payload = json(&waiting.answer);
-            let message = |topic, kind| Message {
+            let message = |topic, kind, payload| Message {
                 topic,
-                payload: payload.clone(),
+                payload,
                 retained: false,
                 qos: QoS::AtLeastOnce,
                 kind,
                 correlation: waiting.reply.correlation.clone(),
             };
-            let own = message(self.core.topics.answer(&waiting.answer.name), Kind::Answer { key: waiting.key });
-            if !self.fits(&own) {
+            // What the broker does not take is answered too: by that it does not.
+            for answer in [&waiting.answer, &waiting.answer.too_large()] {
+                let (topic, payload) = (self.core.topics.answer(&answer.name), json(answer));
+                let own = message(topic, Kind::Answer { key: waiting.key }, payload.clone());
+                if self.fits(&own) {
+                    self.copies.extend(waiting.reply.topic.clone().map(|topic| message(topic, Kind::Other, payload)));
+                    return Some(own);
+                }
                 tracing::error!(topic = own.topic, "an answer is larger than the broker takes; it is not published");
-                self.core.shared.answers.remove(waiting.key);
-                continue;
             }
-            self.copies.extend(waiting.reply.topic.clone().map(|topic| message(topic, Kind::Other)));
-            return Some(own);
+            self.core.shared.answers.remove(waiting.key);
         }
     }
 

@@ -519,6 +519,15 @@ impl Answer {
         Self { schema: AnswerSchema::V1, id: id.into(), name: name.into(), state, result, error: None, boot, time }
     }
 
+    /// What is said in its place where the broker takes nothing as large as it is.
+    pub(crate) fn too_large(&self) -> Self {
+        let refusal = Refusal::failed(
+            ErrorCode::TooLarge,
+            "the answer is larger than this broker takes (its maximum packet size)",
+        );
+        Self::new(&self.id, &self.name, Err(refusal), self.boot, self.time)
+    }
+
     /// Whether another one follows.
     pub fn is_final(&self) -> bool {
         self.state != AnswerState::InProgress
@@ -561,7 +570,7 @@ pub enum ErrorCode {
     NotEnabled,
     /// It came too late, or the clock cannot tell.
     Expired,
-    /// It is larger than a request may be.
+    /// It is larger than a request may be, or its answer than the broker takes.
     TooLarge,
     /// Too many came in too short a time.
     RateLimited,

@@ -48,9 +48,9 @@ const TIDY_EVERY: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// The spool's clock is written down at least this often while something waits.
 const CLOCK_EVERY: Duration = Duration::from_secs(600);
-/// First and longest wait between attempts to open a file that could not be used.
+/// First and longest wait between attempts to open a file that could not be used: the status says within ten seconds that it can be again.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
-const LONGEST_RETRY: Duration = Duration::from_secs(30);
+const LONGEST_RETRY: Duration = Duration::from_secs(8);
 /// A disk that has not taken an event for this much longer than it should is said to be too slow.
 const LATE: Duration = Duration::from_secs(5);
 /// That a corrupt file was put aside is said for this long.
