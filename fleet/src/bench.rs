@@ -32,9 +32,12 @@ pub struct BenchArgs {
     /// An empty database: SQLite file or postgres://; files in a temporary folder where none is named
     #[arg(long, env = "VISAGED_FLEET_BENCH_DATABASE", hide_env_values = true)]
     database: Option<String>,
-    /// Events for the store alone
+    /// Events for the store alone; 0 leaves it out
     #[arg(long, default_value_t = 100_000)]
     store_events: u64,
+    /// Events a device, of 50, that wait at the broker for a server that then takes them as fast as it can; 0 leaves it out
+    #[arg(long, default_value_t = 2000)]
+    drain_events: u64,
     /// Events a device for the way through broker and store, sent as fast as it goes by 50 devices; 0 leaves it out
     #[arg(long, default_value_t = 400)]
     flood_events: u64,
@@ -47,6 +50,10 @@ pub struct BenchArgs {
     /// Seconds between two telemetry messages of a device, of these
     #[arg(long, default_value_t = 10.0, value_parser = crate::cli::positive)]
     telemetry_s: f64,
+    /// In place of these measurements: how long a roll-out of a setting to all of them takes, in three waves. On a PostgreSQL one number of
+    /// devices at a time, as they are known from then on
+    #[arg(long)]
+    rollout: bool,
     /// Leave out what the broker alone does with the same load
     #[arg(long)]
     no_peer: bool,
@@ -117,7 +124,7 @@ pub async fn run(args: BenchArgs) -> Result<ExitCode, Failure> {
         let fresh = || folder.0.join(format!("{number}.db")).display().to_string();
         args.database.clone().unwrap_or_else(fresh)
     };
-    for size in [100, LARGEST_BATCH] {
+    for size in [100, LARGEST_BATCH].into_iter().filter(|_| args.store_events > 0) {
         let rate = fill(&open(&database()).await?, args.store_events, size).await?;
         println!("store        batches of {size:>4}   {rate:>8.0} events/s");
     }
@@ -128,12 +135,19 @@ pub async fn run(args: BenchArgs) -> Result<ExitCode, Failure> {
     if args.flood_events > 0 {
         flood(&database(), &broker, args.flood_events).await?;
     }
+    if args.drain_events > 0 {
+        drain(&database(), &broker, args.drain_events).await?;
+    }
     if !args.no_peer && args.flood_events > 0 {
         peer_flood(&args, args.flood_events)?;
     }
     let mosquitto = mosquitto_child.as_ref();
     for devices in &args.devices {
         let load = Load { devices: *devices, rate: args.rate, telemetry_s: args.telemetry_s, seconds: args.seconds };
+        if args.rollout {
+            rollout(&database(), &broker, &load).await?;
+            continue;
+        }
         steady(&database(), &broker, mosquitto, &load).await?;
         if !args.no_peer {
             peer_steady(&args, &broker, mosquitto, &load).await?;
@@ -188,6 +202,82 @@ async fn flood(database: &str, broker: &str, events: u64) -> Result<(), Failure>
         "flood        50 devices          {:>8.0} events/s through broker and store, {each:.0} us of the server's processor an event, {} MB",
         made as f64 / seconds,
         cost.resident_bytes / 1_000_000,
+    );
+    store.close().await;
+    Ok(())
+}
+
+/// What a server takes at most: it is away while devices send, and then finds it all at the broker, with no device running beside it.
+async fn drain(database: &str, broker: &str, events: u64) -> Result<(), Failure> {
+    let store = open(database).await?;
+    let before = store.totals().await?.1;
+    let name = fresh_name();
+    // Once there, so that the broker keeps its session.
+    drop(serve_as(&name, database, broker)?);
+    let report = simulate(broker, &["--devices", "50", "--rate", "100000", "--events", &events.to_string()]).await?;
+    let made = delivered(&report);
+    let (serve, _) = serve_as(&name, database, broker)?;
+    let (from, begun, there) = (serve.cost()?, Instant::now(), store.totals().await?.1);
+    wait_stored(&store, before + made).await?;
+    let (seconds, cost) = (begun.elapsed().as_secs_f64(), serve.cost()?);
+    let taken = (before + made - there).max(1) as f64;
+    println!(
+        "drain        {made} events at the broker: {:.0} events/s through broker and store, {:.0} us of the server's processor an event, {} MB",
+        taken / seconds,
+        (cost.processor_s - from.processor_s) * 1e6 / taken,
+        cost.resident_bytes / 1_000_000,
+    );
+    store.close().await;
+    Ok(())
+}
+
+/// A roll-out to all devices while they send what they always do, with somebody at its page.
+async fn rollout(database: &str, broker: &str, load: &Load) -> Result<(), Failure> {
+    let store = open(database).await?;
+    let (serve, address) = serve_at(database, broker)?;
+    let token = crate::cli::new_secret();
+    let name = format!("bench-{}", Uuid::new_v4());
+    store.add_token(&name, crate::store::Role::Operate, &token, "bench", Micros::now()).await?;
+    let args = [load.devices.to_string(), load.rate.to_string(), load.telemetry_s.to_string()];
+    let _devices = Running(
+        Command::new(std::env::current_exe()?)
+            .args(["simulate", "--calm", "--broker", broker, "--devices", &args[0], "--rate", &args[1]])
+            .args(["--telemetry-s", &args[2]])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?,
+    );
+    let json = |path: &str| -> Result<Value, Failure> { Ok(serde_json::from_str(&get(&address, path, &token)?.0)?) };
+    // What the store has of an earlier run may say that they are online before they are, and that another server leads.
+    tokio::time::sleep(Duration::from_secs(load.ramp())).await;
+    wait_until("all devices to be online, and the server to lead", PATIENCE, || {
+        let leads = get(&address, "/metrics", &token)?.0.contains("visaged_fleet_leader 1");
+        Ok(leads && json("/api/v1/overview")?["online"].as_u64() >= Some(load.devices.into()))
+    })
+    .await?;
+    let plan = json!({"name": "bench", "command": "config.set", "args": {"set": {"camera.fps": 15}}, "target": {},
+        "plan": {"waves": ["1", "10%"], "timeout_s": 600}});
+    let (from, begun) = (serve.cost()?, Instant::now());
+    let made: Value = serde_json::from_str(&ask("POST", &address, "/api/v1/rollouts", &token, &plan.to_string())?.0)?;
+    let id = made["id"].as_str().unwrap_or_default().to_owned();
+    let mut looks = Vec::new();
+    wait_until("the roll-out to end", Duration::from_secs(600), || {
+        looks.push(get(&address, &format!("/rollouts/{id}"), &token)?.1);
+        Ok(json(&format!("/api/v1/rollouts/{id}"))?["settled"] == true)
+    })
+    .await?;
+    let took = begun.elapsed().as_secs_f64();
+    let ended = json(&format!("/api/v1/rollouts/{id}"))?;
+    looks.sort();
+    println!(
+        "roll-out  {:>5} devices: {} after {took:.1} s, {}; serve {}; its page, {} looks: median {} ms, slowest {} ms",
+        load.devices,
+        ended["state"].as_str().unwrap_or_default(),
+        ended["devices"],
+        used(from, serve.cost()?, took),
+        looks.len(),
+        looks.get(looks.len() / 2).map_or(0, Duration::as_millis),
+        looks.last().map_or(0, Duration::as_millis),
     );
     store.close().await;
     Ok(())
@@ -271,18 +361,20 @@ async fn steady(database: &str, broker: &str, mosquitto: Option<&Running>, load:
     Ok(())
 }
 
-/// The slowest of five looks at each page.
+/// The slowest of five looks at each page, and at the events of a device over the API.
 fn pages(address: &str, token: &str) -> Result<String, Failure> {
     let device = get(address, "/api/v1/devices?limit=1", token)?.0;
     let device: Value = serde_json::from_str(&device)?;
     let name = |key: &str| device[0][key].as_str().unwrap_or_default().to_owned();
     let device = format!("/devices/{}/{}", name("site"), name("device"));
+    let events = format!("/api/v1{device}/events");
     let mut said = Vec::new();
     for (what, path) in [
         ("fleet", "/"),
         ("search", "/?q=09"),
         ("offline", "/?status=offline"),
         ("device", &device),
+        ("events", &events),
         ("roll-outs", "/rollouts"),
     ] {
         let mut slowest = Duration::ZERO;
@@ -460,16 +552,38 @@ async fn wait_stored(store: &Store, events: i64) -> Result<(), Failure> {
     }
 }
 
+async fn wait_until(
+    what: &str,
+    patience: Duration,
+    mut look: impl FnMut() -> Result<bool, Failure>,
+) -> Result<(), Failure> {
+    let begun = Instant::now();
+    while !look()? {
+        if begun.elapsed() > patience {
+            return Err(Failure::Failed(format!("bench: waited {patience:?} in vain for {what}")));
+        }
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    Ok(())
+}
+
 fn serve(database: &str, broker: &str) -> Result<Running, Failure> {
     serve_at(database, broker).map(|(serve, _)| serve)
 }
 
+/// A group of its own: the session that the server before has left would else get its share of the events.
+fn fresh_name() -> String {
+    format!("bench-{}", Uuid::new_v4().simple())
+}
+
 /// The server, and where its HTTP listens.
 fn serve_at(database: &str, broker: &str) -> Result<(Running, String), Failure> {
-    // A group of its own: the session that the server before has left would else get its share of the events.
-    let name = format!("bench-{}", Uuid::new_v4().simple());
+    serve_as(&fresh_name(), database, broker)
+}
+
+fn serve_as(name: &str, database: &str, broker: &str) -> Result<(Running, String), Failure> {
     let mut child = Command::new(std::env::current_exe()?)
-        .args(["serve", "--listen", "127.0.0.1:0", "--instance", &name, "--group", &name])
+        .args(["serve", "--listen", "127.0.0.1:0", "--instance", name, "--group", name])
         .args(["--database", database, "--broker", broker])
         .env("VISAGED_FLEET_LOG", "warn")
         .stdout(Stdio::piped())
@@ -501,17 +615,21 @@ fn is_ready(address: &str) -> bool {
 
 /// The body, and how long it took.
 fn get(address: &str, path: &str, token: &str) -> Result<(String, Duration), Failure> {
+    ask("GET", address, path, token, "")
+}
+
+fn ask(method: &str, address: &str, path: &str, token: &str, body: &str) -> Result<(String, Duration), Failure> {
     use std::io::{Read, Write};
     let begun = Instant::now();
     let mut stream = TcpStream::connect(address)?;
-    stream.write_all(
-        format!("GET {path} HTTP/1.0\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\n\r\n").as_bytes(),
-    )?;
+    let head = format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\n");
+    let about = format!("Content-Type: application/json\r\nContent-Length: {}\r\n\r\n", body.len());
+    stream.write_all(format!("{head}{about}{body}").as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let took = begun.elapsed();
     match answer.split_once("\r\n\r\n") {
-        Some((head, body)) if head.starts_with("HTTP/1.0 200") => Ok((body.to_owned(), took)),
+        Some((head, body)) if head.starts_with("HTTP/1.0 20") => Ok((body.to_owned(), took)),
         _ => Err(Failure::Failed(format!("bench: {path}: {}", answer.lines().next().unwrap_or("no answer")))),
     }
 }
@@ -519,7 +637,11 @@ fn get(address: &str, path: &str, token: &str) -> Result<(String, Duration), Fai
 async fn simulate(broker: &str, args: &[&str]) -> Result<Value, Failure> {
     let program = std::env::current_exe()?;
     let (broker, args): (String, Vec<String>) = (broker.to_owned(), args.iter().map(|arg| (*arg).to_owned()).collect());
-    let run = move || Command::new(program).args(["simulate", "--calm", "--broker", &broker]).args(args).output();
+    // A seed of its own: the same one would make the same boots again, and their events are in the store already.
+    let seed = rand::random::<u64>().to_string();
+    let run = move || {
+        Command::new(program).args(["simulate", "--calm", "--seed", &seed, "--broker", &broker]).args(args).output()
+    };
     let output = tokio::task::spawn_blocking(run).await??;
     if !output.status.success() {
         return Err(Failure::Failed(format!("bench: {}", String::from_utf8_lossy(&output.stderr).trim())));

@@ -106,6 +106,9 @@ struct ServeArgs {
     /// Name of the shared subscriptions: processes with the same one share the events
     #[arg(long, env = "VISAGED_FLEET_GROUP", default_value = "visaged-fleet")]
     group: String,
+    /// No other process serves: plain subscriptions, which Mosquitto 2.0 keeps over its restart, where it forgets shared ones
+    #[arg(long, env = "VISAGED_FLEET_ALONE")]
+    alone: bool,
     /// Seconds after which an instance that is not heard counts as dead and its session is taken over
     #[arg(long, env = "VISAGED_FLEET_LEASE_S", default_value_t = DEFAULT_LEASE.as_secs(), value_parser = clap::value_parser!(u64).range(1..=3600))]
     lease_s: u64,
@@ -305,7 +308,8 @@ fn fail(what: &str, code: u8) -> ExitCode {
 
 fn log_to_stderr() {
     let filter = std::env::var("VISAGED_FLEET_LOG").unwrap_or_else(|_| "info".into());
-    let filter = tracing_subscriber::EnvFilter::new(format!("{filter},rumqttd=off,sqlx=warn"));
+    // What rumqttc warns of is said by this program too, or is none: a subscription that was not there to be ended.
+    let filter = tracing_subscriber::EnvFilter::new(format!("{filter},rumqttd=off,rumqttc=error,sqlx=warn"));
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
@@ -365,6 +369,7 @@ async fn serve(args: ServeArgs) -> Result<ExitCode, Failure> {
     let settings = serve::Settings {
         broker,
         embedded,
+        alone: args.alone,
         instance,
         group: args.group,
         lease: Duration::from_secs(args.lease_s),

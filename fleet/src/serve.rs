@@ -4,7 +4,6 @@
 //! process that dies is taken over by another one, which empties it, so that what was on its way to the dead one is stored too. One
 //! process at a time leads: it sends commands, drives roll-outs, and removes what is too old.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -57,7 +56,8 @@ pub const HOSTED_TOPIC: &str = "visaged/fleet/models";
 const RETENTION_EVERY: Duration = Duration::from_secs(3600);
 const DRAIN_LIMIT: Duration = Duration::from_secs(60);
 const RECONNECT_FIRST: Duration = Duration::from_millis(200);
-const RECONNECT_LONGEST: Duration = Duration::from_secs(30);
+/// Short, as there are few servers to a broker, and what they show is old until they are back.
+const RECONNECT_LONGEST: Duration = Duration::from_secs(5);
 
 /// How this process serves.
 #[derive(Clone, Debug)]
@@ -66,6 +66,8 @@ pub struct Settings {
     pub broker: BrokerAddress,
     /// The embedded one: nobody else is on it, and it keeps no sessions.
     pub embedded: bool,
+    /// No other process serves. Its subscriptions are then plain ones, which outlast the restart of brokers that forget shared ones.
+    pub alone: bool,
     /// This process' name among those that serve.
     pub instance: String,
     /// The shared subscriptions' group.
@@ -232,14 +234,25 @@ async fn pause(stopped: &mut watch::Receiver<bool>, wait: Duration) -> bool {
 
 // ---- the session ----
 
-/// Shared: each event to one process. Plain: every process sees them, as the broker gives retained messages to plain subscriptions alone.
-fn filters(settings: &Settings) -> (Vec<String>, Vec<String>) {
-    let shared = ["face", "summary", "gap", "telemetry", "rsp/+"].map(|leaf| match settings.embedded {
-        true => format!("{ROOT}/+/+/{leaf}"),
-        false => format!("$share/{}/{ROOT}/+/+/{leaf}", settings.group),
-    });
-    let plain = ["status", "info"].map(|leaf| format!("{ROOT}/+/+/{leaf}"));
-    (shared.into(), plain.into())
+/// What a session subscribes to.
+struct Filters {
+    /// Each message to one process, where several may serve.
+    once: Vec<String>,
+    /// Every process sees them, as the broker gives retained messages to plain subscriptions alone.
+    all: Vec<String>,
+    /// What `once` is for a process that serves the other way, and may be left in the session.
+    other: Vec<String>,
+}
+
+impl Filters {
+    fn new(settings: &Settings) -> Self {
+        let leaves = ["face", "summary", "gap", "telemetry", "rsp/+"];
+        let plain = leaves.map(|leaf| format!("{ROOT}/+/+/{leaf}"));
+        let shared = leaves.map(|leaf| format!("$share/{}/{ROOT}/+/+/{leaf}", settings.group));
+        let (once, other) = if settings.embedded || settings.alone { (plain, shared) } else { (shared, plain) };
+        let all = ["status", "info"].map(|leaf| format!("{ROOT}/+/+/{leaf}"));
+        Self { once: once.into(), all: all.into(), other: other.into() }
+    }
 }
 
 async fn keep_linked(
@@ -276,13 +289,16 @@ async fn keep_linked(
 
 /// One connection's life; gives why it ended.
 async fn listen(shared: &Shared, connection: &mut Connection, incoming: &mpsc::Sender<Incoming>) -> String {
-    let (shared_filters, plain) = filters(&shared.settings);
+    let filters = Filters::new(&shared.settings);
     loop {
         match connection.next().await {
             Ok(Told::Connected(session)) => {
                 tracing::info!(session, "connected to the broker");
-                connection.subscribe(&shared_filters);
-                connection.subscribe(&plain);
+                connection.subscribe(&filters.once);
+                connection.subscribe(&filters.all);
+                if session {
+                    filters.other.iter().for_each(|filter| connection.unsubscribe(filter));
+                }
             }
             Ok(Told::Subscribed(refused)) if refused.is_empty() => shared.set_client(Some(connection.client().clone())),
             Ok(Told::Subscribed(refused)) => {
@@ -393,13 +409,14 @@ async fn empty(shared: &Shared, incoming: &mpsc::Sender<Incoming>, session: &Aba
     let mark = format!("visaged/fleet/mark/{}", Uuid::new_v4());
     let options = SessionOptions::storing(&session.client_id, false, SESSION_EXPIRY);
     let mut connection = Connection::new(&shared.settings.broker, &options);
-    let (shared_filters, plain) = filters(&shared.settings);
-    let mut left = shared_filters.len() + plain.len();
+    let filters = Filters::new(&shared.settings);
+    let filters: Vec<_> = [filters.once, filters.all, filters.other].concat();
+    let mut left = filters.len();
     loop {
         match connection.next().await.map_err(|error| error.to_string())? {
             Told::Connected(false) => break,
             Told::Connected(true) => {
-                for filter in shared_filters.iter().chain(&plain) {
+                for filter in &filters {
                     connection.unsubscribe(filter);
                 }
                 connection.subscribe(std::slice::from_ref(&mark));
@@ -494,20 +511,20 @@ async fn work(shared: &Shared, parts: &mut Parts) -> Result<(), StoreError> {
 /// # Errors
 /// [`StoreError`].
 pub async fn drive(store: &Store, id: &str, now: Micros) -> Result<(), StoreError> {
-    let Some(mut taken) = store.take_rollout(id).await? else { return Ok(()) };
-    let before = (taken.rollout.state, taken.rollout.wave);
-    let outcomes: HashMap<_, _> = std::mem::take(&mut taken.outcomes);
-    let begun = taken.rollout.step(&outcomes, now);
-    if !taken.differs(&before) {
+    let Some(mut taken) = store.take_rollout(id, now).await? else { return Ok(()) };
+    let due = std::mem::take(&mut taken.due);
+    let changes = taken.rollout.step(due, now);
+    if !taken.differs() {
         return Ok(());
     }
+    let begin = store.rollout_queue(&taken, &changes).await?;
     let not_after = now.plus(Duration::from_secs(taken.rollout.plan.timeout_s.into()));
     let told = (!taken.rollout.plan.without_expiry).then_some(not_after);
-    let parts = match begun.is_empty() {
+    let parts = match begin.is_empty() {
         true => None,
         false => parts_of(store, &taken.args).await?,
     };
-    let commands: Vec<_> = (begun.into_iter())
+    let commands: Vec<_> = (begin.into_iter())
         .map(|device| {
             let command = format!("{id}.{device}");
             NewCommand {
@@ -517,20 +534,20 @@ pub async fn drive(store: &Store, id: &str, now: Micros) -> Result<(), StoreErro
                 name: taken.command.clone(),
                 parts: parts.clone(),
                 not_after,
+                rollout: Some(id.to_owned()),
                 created_by: format!("roll-out {id}"),
             }
         })
         .collect();
     // Not put back: an operator was faster. The next step sees what came of it.
-    if store.put_rollout(&taken, &commands, None, now).await? && before != (taken.rollout.state, taken.rollout.wave) {
-        let failed = taken.rollout.devices.iter().filter(|device| device.execution.is_failure()).count();
-        let done = taken.rollout.devices.iter().filter(|device| device.execution == Execution::Succeeded).count();
+    if store.put_rollout(&taken, Some((&changes, &commands)), None, now).await? && taken.has_moved() {
+        let rollout = &taken.rollout;
         tracing::info!(
             rollout = id,
-            state = taken.rollout.state.word(),
-            wave = taken.rollout.wave + 1,
-            done,
-            failed,
+            state = rollout.state.word(),
+            wave = rollout.wave + 1,
+            done = rollout.total(|execution| execution == Execution::Succeeded),
+            failed = rollout.total(Execution::is_failure),
             "roll-out"
         );
     }

@@ -260,6 +260,8 @@ fn daemons_install_a_good_bundle_refuse_a_strangers_and_one_killed_amid_the_part
     let detail = operator.devices(&id)[0]["detail"].as_str().unwrap().to_owned();
     assert!(detail.starts_with("signature: "), "{detail}");
     drop(hall);
+    // Else the last of the hall could be taken for the first of the cellar.
+    online(0);
 
     let cellar = device("cellar", "three");
     let running = cellar();

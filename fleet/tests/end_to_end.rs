@@ -190,6 +190,26 @@ fn a_server_that_was_away_gets_what_came_meanwhile() {
     });
 }
 
+#[test]
+fn a_server_that_serves_alone_gets_what_came_between_the_brokers_restart_and_its_own() {
+    let mut broker = Mosquitto::start();
+    let (_folder, database) = sqlite();
+    let shared = ["--broker", &broker.url(), "--instance", "only"];
+    let alone = ["--broker", &broker.url(), "--instance", "only", "--alone"];
+    // Was not alone before, so that shared subscriptions are in its session.
+    assert!(Serve::start(&database, &shared).stop());
+    assert!(Serve::start(&database, &alone).stop());
+    broker.restart();
+    let devices =
+        run(&["simulate", "--broker", &broker.url(), "--devices", "4", "--rate", "200", "--events", "400", "--calm"]);
+    assert!(devices.status.success(), "{}", stderr(&devices));
+    let _serve = Serve::start(&database, &alone);
+    wait_for("all events", || {
+        let audit = run(&["audit", "--database", &database]);
+        stdout(&audit).contains("1600 events").then_some(())
+    });
+}
+
 /// Restores an older backup, and holds what the audit then says to what the devices made.
 #[test]
 fn an_older_backup_misses_what_was_acknowledged_after_it_and_the_audit_names_it() {

@@ -86,8 +86,17 @@ async fn log_in(browser: &Client, address: &str, token: &str) {
 }
 
 async fn text(browser: &Client, selector: &str) -> String {
-    let found = browser.wait().at_most(PATIENCE).for_element(Locator::Css(selector)).await;
-    found.unwrap_or_else(|error| panic!("{selector}: {error}")).text().await.unwrap()
+    let reading = async {
+        loop {
+            // The element may be exchanged while it is read.
+            let found = browser.wait().at_most(PATIENCE).for_element(Locator::Css(selector)).await;
+            let element = found.unwrap_or_else(|error| panic!("{selector}: {error}"));
+            if let Ok(text) = element.text().await {
+                return text;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, reading).await.unwrap_or_else(|_| panic!("{selector} could not be read"))
 }
 
 async fn wait_for_text(browser: &Client, selector: &str, wanted: &str) {
@@ -166,6 +175,37 @@ fn the_pages_show_the_fleet_a_device_and_a_roll_out_live_on_a_desk_on_a_phone_an
     if let Err(panic) = outcome {
         std::panic::resume_unwind(panic);
     }
+}
+
+/// `docs/pictures/README.md` says how.
+#[test]
+#[ignore = "takes pictures of a server that runs already: VISAGED_FLEET_PAGE is its HOST:PORT, VISAGED_FLEET_TOKEN may read it"]
+fn pictures_of_a_fleet_at_work() {
+    let given = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"));
+    let (address, token) = (given("VISAGED_FLEET_PAGE"), given("VISAGED_FLEET_TOKEN"));
+    let Some(driver) = Driver::start() else { return };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let sizes = [
+            ("desk", driver.browser(1280, 1220, false, true).await),
+            ("phone", driver.browser(360, 740, true, true).await),
+        ];
+        for (size, browser) in sizes {
+            log_in(&browser, &address, &token).await;
+            wait_for_text(&browser, "#link", "live").await;
+            picture(&browser, &format!("fleet-{size}")).await;
+            browser.find(Locator::Css("#devices td a")).await.unwrap().click().await.unwrap();
+            wait_for_text(&browser, ".charts", "Temperature").await;
+            picture(&browser, &format!("fleet-device-{size}")).await;
+            browser.goto(&format!("http://{address}/rollouts")).await.unwrap();
+            if let Ok(newest) = browser.find(Locator::Css("table a")).await {
+                newest.click().await.unwrap();
+                wait_for_text(&browser, "#live", "Wave 1").await;
+                picture(&browser, &format!("fleet-rollout-{size}")).await;
+            }
+            browser.close().await.unwrap();
+        }
+    });
 }
 
 async fn at_a_desk(driver: &Driver, serve: &Serve, operate: &str) {

@@ -12,7 +12,7 @@ use visaged_fleet::bundle::{Bundle, PART_BYTES, part_id};
 use visaged_fleet::contract::{DeviceName, Numbered};
 use visaged_fleet::ingest::add;
 use visaged_fleet::link::BrokerAddress;
-use visaged_fleet::rollout::{Execution, Plan, Rollout, RolloutRequest, State, Target};
+use visaged_fleet::rollout::{Execution, Plan, RolloutRequest, State, Target};
 use visaged_fleet::serve::drive;
 use visaged_fleet::simulate::{Faults, Settings, sample_payloads};
 use visaged_fleet::store::{
@@ -259,6 +259,7 @@ fn a_command_is_sent_to_devices_that_are_there_until_it_is_answered_or_too_late(
                 payload: "{}".into(),
                 parts: None,
                 not_after: at(100),
+                rollout: None,
                 created_by: "ops".into(),
             };
             store.add_command(&command, "s/x", at(0)).await.unwrap();
@@ -349,11 +350,8 @@ fn a_roll_out_goes_through_the_store_wave_by_wave_and_stops_at_a_failed_one() {
         found.sort_unstable();
         assert_eq!(found, ids);
         let devices = request.draw("r", found);
-        let rollout = Rollout::new(request.plan.clone(), &devices);
-        store
-            .add_rollout(&NewRollout { id: "r", request: &request, rollout: &rollout, actor: "ops" }, at(0))
-            .await
-            .unwrap();
+        let new = NewRollout { id: "r", request: &request, devices: &devices, actor: "ops" };
+        store.add_rollout(&new, at(0)).await.unwrap();
         let answer = async |devices: &[i64], state: &str| {
             for device in devices {
                 let which = ids.iter().position(|id| id == device).unwrap();
@@ -383,11 +381,11 @@ fn a_roll_out_goes_through_the_store_wave_by_wave_and_stops_at_a_failed_one() {
         assert_eq!(sent().await, 2);
 
         // An operator and the leader at once: one of them is told.
-        let mut mine = store.take_rollout("r").await.unwrap().unwrap();
+        let mut mine = store.take_rollout("r", at(2)).await.unwrap().unwrap();
         answer(&devices[1..2], "failed").await;
         drive(store, "r", at(3)).await.unwrap();
         assert!(mine.rollout.pause());
-        assert!(!store.put_rollout(&mine, &[], Some(("ops", "rollout.pause")), at(3)).await.unwrap());
+        assert!(!store.put_rollout(&mine, None, Some(("ops", "rollout.pause")), at(3)).await.unwrap());
 
         let row = store.rollout("r").await.unwrap().unwrap();
         assert_eq!((row.state, row.settled, row.wave), (State::Aborted, false, 1));
@@ -395,12 +393,87 @@ fn a_roll_out_goes_through_the_store_wave_by_wave_and_stops_at_a_failed_one() {
         drive(store, "r", at(4)).await.unwrap();
         let row = store.rollout("r").await.unwrap().unwrap();
         assert!(row.settled && store.open_rollouts().await.unwrap().is_empty());
-        let outcomes = store.rollout_devices("r", 100, false).await.unwrap();
+        let outcomes = store.rollout_devices("r").await.unwrap();
         let count = |execution| outcomes.iter().filter(|d| d.state == execution).count();
         assert_eq!([Execution::Succeeded, Execution::Failed, Execution::Canceled].map(count), [2, 1, 3]);
         let failed = outcomes.iter().find(|d| d.state == Execution::Failed).unwrap();
         assert_eq!(failed.detail.as_deref(), Some("rolled_back: no frames"));
         assert_eq!(sent().await, 0);
+    });
+}
+
+#[test]
+fn a_step_of_a_roll_out_reads_the_devices_that_have_news_and_not_the_fleet() {
+    on_both(async |store| {
+        let names: Vec<String> = (0..400).map(|n| format!("d{n:03}")).collect();
+        let ids = registered(store, &names.iter().map(String::as_str).collect::<Vec<_>>()).await;
+        let request = RolloutRequest {
+            name: "slower".into(),
+            command: "config.set".into(),
+            args: json!({"set": {"camera.fps": 15}}),
+            target: Target::default(),
+            plan: Plan {
+                waves: vec!["300".parse().unwrap()],
+                abort_threshold_percent: 100,
+                timeout_s: 100,
+                max_in_progress: None,
+                without_expiry: false,
+            },
+        };
+        store
+            .add_rollout(&NewRollout { id: "r", request: &request, devices: &ids, actor: "ops" }, at(0))
+            .await
+            .unwrap();
+        drive(store, "r", at(0)).await.unwrap();
+        let due = async |now| store.take_rollout("r", at(now)).await.unwrap().unwrap().due.len();
+        assert_eq!(due(1).await, 0, "300 are in progress, and nothing has come from them");
+        let answer = async |which: usize, state: &str| {
+            let mut batch = Batch { received: at(1), ..Batch::default() };
+            let body = json!({"id": format!("r.{}", ids[which]), "state": state});
+            message(&mut batch, &names[which], "rsp/config.set", &body);
+            store.write(&mut Names::default(), &batch).await.unwrap();
+        };
+        answer(0, "in_progress").await;
+        assert_eq!(due(1).await, 0, "to have begun is no news for a roll-out");
+        answer(0, "succeeded").await;
+        answer(1, "failed").await;
+        assert_eq!(due(1).await, 2);
+
+        // What an operator does takes no answer away from the leader.
+        let mut mine = store.take_rollout("r", at(1)).await.unwrap().unwrap();
+        assert!(
+            mine.rollout.pause()
+                && store.put_rollout(&mine, None, Some(("ops", "rollout.pause")), at(1)).await.unwrap()
+        );
+        assert_eq!(due(1).await, 2);
+        drive(store, "r", at(2)).await.unwrap();
+        assert_eq!(due(2).await, 0);
+        assert!(
+            !store.take_rollout("r", at(2)).await.unwrap().unwrap().differs(),
+            "a tick without news writes nothing"
+        );
+        let row = store.rollout("r").await.unwrap().unwrap();
+        assert_eq!(json!(row.devices), json!({"queued": 100, "in_progress": 298, "succeeded": 1, "failed": 1}));
+
+        assert_eq!(due(100).await, 298, "these have timed out");
+        let mut mine = store.take_rollout("r", at(2)).await.unwrap().unwrap();
+        assert!(mine.rollout.resume() && store.put_rollout(&mine, None, None, at(2)).await.unwrap());
+        drive(store, "r", at(100)).await.unwrap();
+        answer(2, "succeeded").await;
+        drive(store, "r", at(101)).await.unwrap();
+        let row = store.rollout("r").await.unwrap().unwrap();
+        assert_eq!(
+            (row.wave, json!(row.devices)),
+            (1, json!({"in_progress": 100, "succeeded": 1, "failed": 1, "timed_out": 298}))
+        );
+        let first = store.rollout_devices_to_look_at("r", 350).await.unwrap();
+        let states: Vec<_> = [0, 1, 298, 299, 349].into_iter().map(|at| first[at].state.word()).collect();
+        assert_eq!(states, ["failed", "timed_out", "timed_out", "in_progress", "in_progress"]);
+        let mut counted = std::collections::HashMap::<String, i64>::new();
+        for device in store.rollout_devices("r").await.unwrap() {
+            *counted.entry(device.state.word().to_owned()).or_default() += 1;
+        }
+        assert_eq!(counted, row.devices, "the counts are those of the devices");
     });
 }
 
@@ -423,6 +496,7 @@ fn parts_go_ahead_within_a_window_again_where_no_answer_comes_and_never_back() {
             payload: "{}".into(),
             parts: Some(("derl-1.2.3".into(), 20)),
             not_after: at(1000),
+            rollout: None,
             created_by: "ops".into(),
         };
         store.add_command(&command, "s/a", at(0)).await.unwrap();

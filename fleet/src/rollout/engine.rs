@@ -1,9 +1,9 @@
-//! The state machine of one roll-out. Pure: time and what devices answered come in, what to send comes out.
+//! The state machine of one roll-out. Pure: time and what devices answered come in, what changes comes out.
 //!
+//! It knows how many devices of each wave are how far, not the devices: a step costs as much as it changes, however large the fleet is.
 //! Invariants: nothing is sent to a wave before every device of the waves before it has its outcome and none of these waves failed; a device's
 //! outcome never changes; nothing is sent unless the roll-out is running; whatever devices do, time alone brings it to its end.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -68,15 +68,18 @@ impl<'de> Deserialize<'de> for Size {
 #[serde(deny_unknown_fields)]
 pub struct Plan {
     /// Sizes of the waves, such as `["1", "10%"]`; what is left after them is the last wave.
-    #[schema(value_type = Vec<String>)]
+    #[schema(value_type = Vec<String>, max_items = 100)]
     pub waves: Vec<Size>,
     /// A wave fails when more than so many in a hundred of its devices fail, reject or time out. 0: one is enough.
     #[serde(default)]
+    #[schema(maximum = 100)]
     pub abort_threshold_percent: u8,
     /// A device that has not come to an end so long after its wave reached it has timed out; being away counts.
+    #[schema(minimum = 1, maximum = 7776000)]
     pub timeout_s: u32,
     /// At most so many devices at a time.
     #[serde(default)]
+    #[schema(minimum = 1)]
     pub max_in_progress: Option<u32>,
     /// For devices without a time server: commands carry no moment until which they are valid, as such a device would
     /// reject what it cannot compare with its clock. One that a broker holds back is then carried out however late.
@@ -194,21 +197,64 @@ pub struct Outcome {
     pub detail: Option<String>,
 }
 
-/// One device of a roll-out.
+/// A device in progress that may have come to its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Device {
+pub struct Due {
     /// Its number in the store.
-    pub id: i64,
+    pub device: i64,
     /// Its wave, from 0.
     pub wave: usize,
-    /// How far it is.
-    pub execution: Execution,
-    /// Why.
-    pub detail: Option<String>,
     /// When its command was written.
     pub begun: Option<Micros>,
-    /// When it had its outcome.
-    pub ended: Option<Micros>,
+    /// What became of its command, where that is known.
+    pub outcome: Option<Outcome>,
+}
+
+/// A device that has come to its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Its number in the store.
+    pub device: i64,
+    /// Its wave, from 0.
+    pub wave: usize,
+    /// When its command was written.
+    pub begun: Option<Micros>,
+    /// How.
+    pub outcome: Outcome,
+}
+
+/// What a step changes, beside the roll-out itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Devices that came to their end.
+    pub ended: Vec<Ended>,
+    /// A wave, and how many of its queued devices begin.
+    pub begin: Option<(usize, usize)>,
+}
+
+/// How many devices of one wave are how far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts([usize; Execution::ALL.len()]);
+
+impl Counts {
+    /// So many are so far.
+    pub fn of(&self, execution: Execution) -> usize {
+        self.0[execution as usize]
+    }
+
+    /// Sets how many are so far.
+    pub fn set(&mut self, execution: Execution, devices: usize) {
+        self.0[execution as usize] = devices;
+    }
+
+    fn total(&self, which: impl Fn(Execution) -> bool) -> usize {
+        Execution::ALL.into_iter().filter(|execution| which(*execution)).map(|execution| self.of(execution)).sum()
+    }
+
+    fn shift(&mut self, from: Execution, to: Execution, devices: usize) {
+        self.0[from as usize] = self.of(from).saturating_sub(devices);
+        self.0[to as usize] += devices;
+    }
 }
 
 /// One roll-out.
@@ -223,37 +269,30 @@ pub struct Rollout {
     /// The wave that it is at, from 0.
     pub wave: usize,
     /// By wave.
-    pub devices: Vec<Device>,
+    pub waves: Vec<Counts>,
 }
 
 impl Rollout {
-    /// Ready to run over `devices`, in this order.
-    pub fn new(plan: Plan, devices: &[i64]) -> Self {
-        let waves = waves_of(&plan.waves, devices.len());
-        let device = |(id, wave): (&i64, usize)| Device {
-            id: *id,
-            wave,
-            execution: Execution::Queued,
-            detail: None,
-            begun: None,
-            ended: None,
-        };
-        let devices = devices.iter().zip(waves).map(device).collect();
-        Self { plan, state: State::Running, reason: None, wave: 0, devices }
+    /// Ready to run over so many devices; [`waves_of`] says which wave each is in.
+    pub fn new(plan: Plan, devices: usize) -> Self {
+        let mut waves = Vec::<Counts>::new();
+        for wave in waves_of(&plan.waves, devices) {
+            waves.resize(waves.len().max(wave + 1), Counts::default());
+            waves[wave].0[Execution::Queued as usize] += 1;
+        }
+        Self { plan, state: State::Running, reason: None, wave: 0, waves }
     }
 
-    /// One step at `now`, with what is known of devices in progress. Gives the devices whose command is to be written.
-    pub fn step(&mut self, outcomes: &HashMap<i64, Outcome>, now: Micros) -> Vec<i64> {
-        self.take_over(outcomes, now);
-        self.time_out(now);
+    /// One step at `now`. `due` holds every device in progress that has an outcome, or was begun so long ago that it has timed out.
+    pub fn step(&mut self, due: Vec<Due>, now: Micros) -> Changes {
+        let ended = self.take_over(due, now);
         if !self.state.is_over() {
-            self.abort_if_the_wave_failed(now);
+            self.abort_if_the_wave_failed();
         }
-        if self.state != State::Running {
-            return Vec::new();
+        if self.state == State::Running {
+            self.go_on_to_the_next_wave();
         }
-        self.go_on_to_the_next_wave();
-        self.begin(now)
+        Changes { ended, begin: self.begin() }
     }
 
     /// Begins nothing new until [`resume`](Self::resume). `false` where it does not run.
@@ -274,64 +313,71 @@ impl Rollout {
         paused
     }
 
-    /// Ends it; devices in progress come to their own end. `false` where it is over.
-    pub fn cancel(&mut self, reason: String, now: Micros) -> bool {
+    /// Ends it; what is queued is canceled, devices in progress come to their own end. `false` where it is over.
+    pub fn cancel(&mut self, reason: String) -> bool {
         let goes = !self.state.is_over();
         if goes {
-            self.end(State::Canceled, reason, now);
+            self.end(State::Canceled, reason);
         }
         goes
     }
 
     /// Over, and every device has its outcome.
     pub fn is_settled(&self) -> bool {
-        self.state.is_over() && self.devices.iter().all(|device| device.execution.is_final())
+        self.state.is_over() && self.total(|execution| !execution.is_final()) == 0
     }
 
-    fn take_over(&mut self, outcomes: &HashMap<i64, Outcome>, now: Micros) {
-        for device in self.devices.iter_mut().filter(|device| device.execution == Execution::InProgress) {
-            if let Some(outcome) = outcomes.get(&device.id).filter(|outcome| outcome.execution.is_final()) {
-                device.execution = outcome.execution;
-                device.detail.clone_from(&outcome.detail);
-                device.ended = Some(now);
-            }
+    /// Before it, a device in progress was begun too long ago.
+    pub fn timed_out_before(&self, now: Micros) -> Micros {
+        now.minus(self.plan.timeout())
+    }
+
+    /// Devices of all waves that are as `which` says.
+    pub fn total(&self, which: impl Fn(Execution) -> bool) -> usize {
+        self.waves.iter().map(|counts| counts.total(&which)).sum()
+    }
+
+    fn take_over(&mut self, due: Vec<Due>, now: Micros) -> Vec<Ended> {
+        let mut all = Vec::with_capacity(due.len());
+        for device in due {
+            let Some(outcome) = self.outcome(&device, now) else { continue };
+            let Some(counts) = self.waves.get_mut(device.wave) else { continue };
+            counts.shift(Execution::InProgress, outcome.execution, 1);
+            all.push(Ended { device: device.device, wave: device.wave, begun: device.begun, outcome });
         }
+        all
     }
 
-    fn time_out(&mut self, now: Micros) {
-        let timeout = self.plan.timeout();
-        for device in self.devices.iter_mut().filter(|device| device.execution == Execution::InProgress) {
-            if device.begun.is_none_or(|begun| now.since(begun) >= timeout) {
-                device.execution = Execution::TimedOut;
-                device.detail = Some(format!("no end within {} s", timeout.as_secs()));
-                device.ended = Some(now);
-            }
+    fn outcome(&self, device: &Due, now: Micros) -> Option<Outcome> {
+        if let Some(known) = device.outcome.as_ref().filter(|outcome| outcome.execution.is_final()) {
+            return Some(known.clone());
         }
+        let late = device.begun.is_none_or(|begun| begun <= self.timed_out_before(now));
+        let detail = || Some(format!("no end within {} s", self.plan.timeout_s));
+        late.then(|| Outcome { execution: Execution::TimedOut, detail: detail() })
     }
 
-    fn abort_if_the_wave_failed(&mut self, now: Micros) {
-        let of_wave = || self.devices.iter().filter(|device| device.wave == self.wave);
-        let (size, failed) = (of_wave().count(), of_wave().filter(|device| device.execution.is_failure()).count());
+    fn abort_if_the_wave_failed(&mut self) {
+        let Some(counts) = self.waves.get(self.wave) else { return };
+        let (size, failed) = (counts.total(|_| true), counts.total(Execution::is_failure));
         if failed * 100 > size * usize::from(self.plan.abort_threshold_percent) {
             let (wave, threshold) = (self.wave + 1, self.plan.abort_threshold_percent);
             let reason = format!("wave {wave}: {failed} of {size} devices failed, more than {threshold} %");
-            self.end(State::Aborted, reason, now);
+            self.end(State::Aborted, reason);
         }
     }
 
-    fn end(&mut self, state: State, reason: String, now: Micros) {
+    fn end(&mut self, state: State, reason: String) {
         self.state = state;
         self.reason = Some(reason);
-        for device in self.devices.iter_mut().filter(|device| device.execution == Execution::Queued) {
-            device.execution = Execution::Canceled;
-            device.ended = Some(now);
+        for counts in &mut self.waves {
+            counts.shift(Execution::Queued, Execution::Canceled, counts.of(Execution::Queued));
         }
     }
 
     fn go_on_to_the_next_wave(&mut self) {
-        let last = self.devices.iter().map(|device| device.wave).max();
-        while self.devices.iter().filter(|device| device.wave == self.wave).all(|device| device.execution.is_final()) {
-            if last.is_none_or(|last| self.wave >= last) {
+        while self.waves.get(self.wave).is_none_or(|counts| counts.total(|execution| !execution.is_final()) == 0) {
+            if self.wave + 1 >= self.waves.len() {
                 self.state = State::Completed;
                 return;
             }
@@ -339,22 +385,16 @@ impl Rollout {
         }
     }
 
-    fn begin(&mut self, now: Micros) -> Vec<i64> {
+    fn begin(&mut self) -> Option<(usize, usize)> {
         if self.state != State::Running {
-            return Vec::new();
+            return None;
         }
-        let busy = self.devices.iter().filter(|device| device.execution == Execution::InProgress).count();
+        let busy = self.total(|execution| execution == Execution::InProgress);
         let most = self.plan.max_in_progress.map_or(usize::MAX, |most| most as usize);
-        let wave = self.wave;
-        let next =
-            self.devices.iter_mut().filter(|device| device.wave == wave && device.execution == Execution::Queued);
-        next.take(most.saturating_sub(busy))
-            .map(|device| {
-                device.execution = Execution::InProgress;
-                device.begun = Some(now);
-                device.id
-            })
-            .collect()
+        let counts = self.waves.get_mut(self.wave)?;
+        let devices = counts.of(Execution::Queued).min(most.saturating_sub(busy));
+        counts.shift(Execution::Queued, Execution::InProgress, devices);
+        (devices > 0).then_some((self.wave, devices))
     }
 }
 
@@ -375,6 +415,8 @@ pub fn waves_of(sizes: &[Size], total: usize) -> Vec<usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -388,6 +430,80 @@ mod tests {
 
     fn at(seconds: i64) -> Micros {
         Micros(seconds * 1_000_000)
+    }
+
+    /// One device, as the store keeps it.
+    #[derive(Clone, Debug)]
+    struct Device {
+        wave: usize,
+        execution: Execution,
+        begun: Option<Micros>,
+    }
+
+    /// A roll-out with its devices, whose ids count from 0: what the store does, in memory.
+    #[derive(Debug)]
+    struct Fleet {
+        rollout: Rollout,
+        devices: Vec<Device>,
+    }
+
+    impl Fleet {
+        fn new(plan: Plan, devices: usize) -> Self {
+            let waves = waves_of(&plan.waves, devices);
+            let device = |wave| Device { wave, execution: Execution::Queued, begun: None };
+            Self { rollout: Rollout::new(plan, devices), devices: waves.into_iter().map(device).collect() }
+        }
+
+        /// Gives whose commands are to be sent.
+        fn step(&mut self, outcomes: &HashMap<i64, Outcome>, now: Micros) -> Vec<i64> {
+            let late = self.rollout.timed_out_before(now);
+            let due = (self.devices.iter().zip(0..))
+                .filter(|(device, _)| device.execution == Execution::InProgress)
+                .filter(|(device, id)| outcomes.contains_key(id) || device.begun.is_none_or(|begun| begun <= late))
+                .map(|(device, id)| Due {
+                    device: id,
+                    wave: device.wave,
+                    begun: device.begun,
+                    outcome: outcomes.get(&id).cloned(),
+                });
+            let changes = self.rollout.step(due.collect(), now);
+            for ended in changes.ended {
+                self.devices[ended.device as usize].execution = ended.outcome.execution;
+            }
+            self.drop_the_queue();
+            let (wave, most) = changes.begin.unwrap_or_default();
+            let queue = self.devices.iter_mut().zip(0..);
+            let queue = queue.filter(|(device, _)| device.wave == wave && device.execution == Execution::Queued);
+            let begin = queue.take(most).map(|(device, id)| {
+                (device.execution, device.begun) = (Execution::InProgress, Some(now));
+                id
+            });
+            let begun = begin.collect();
+            self.counts_are_those_of_the_devices();
+            begun
+        }
+
+        fn cancel(&mut self, reason: &str) -> bool {
+            let goes = self.rollout.cancel(reason.into());
+            self.drop_the_queue();
+            goes
+        }
+
+        fn drop_the_queue(&mut self) {
+            let queue = self.devices.iter_mut().filter(|device| device.execution == Execution::Queued);
+            if self.rollout.state.is_over() {
+                queue.for_each(|device| device.execution = Execution::Canceled);
+            }
+        }
+
+        fn counts_are_those_of_the_devices(&self) {
+            for (wave, counts) in self.rollout.waves.iter().enumerate() {
+                for execution in Execution::ALL {
+                    let there = self.devices.iter().filter(|d| d.wave == wave && d.execution == execution).count();
+                    assert_eq!(counts.of(execution), there, "wave {wave}, {execution:?}");
+                }
+            }
+        }
     }
 
     fn all(ids: &[i64], execution: Execution) -> HashMap<i64, Outcome> {
@@ -406,69 +522,67 @@ mod tests {
 
     #[test]
     fn the_next_wave_begins_when_every_device_of_this_one_has_succeeded() {
-        let mut rollout = Rollout::new(plan(&["1", "2"], 0), &[1, 2, 3, 4]);
-        assert_eq!(rollout.step(&HashMap::new(), at(0)), [1]);
-        assert_eq!(rollout.step(&HashMap::new(), at(1)), NOBODY);
-        assert_eq!(rollout.step(&all(&[1], Execution::Succeeded), at(2)), [2, 3]);
-        assert_eq!(rollout.step(&all(&[2], Execution::Succeeded), at(3)), NOBODY);
-        assert_eq!(rollout.step(&all(&[3], Execution::Succeeded), at(4)), [4]);
-        rollout.step(&all(&[4], Execution::Succeeded), at(5));
-        assert_eq!((rollout.state, rollout.is_settled()), (State::Completed, true));
+        let mut fleet = Fleet::new(plan(&["1", "2"], 0), 4);
+        assert_eq!(fleet.step(&HashMap::new(), at(0)), [0]);
+        assert_eq!(fleet.step(&HashMap::new(), at(1)), NOBODY);
+        assert_eq!(fleet.step(&all(&[0], Execution::Succeeded), at(2)), [1, 2]);
+        assert_eq!(fleet.step(&all(&[1], Execution::Succeeded), at(3)), NOBODY);
+        assert_eq!(fleet.step(&all(&[2], Execution::Succeeded), at(4)), [3]);
+        fleet.step(&all(&[3], Execution::Succeeded), at(5));
+        assert_eq!((fleet.rollout.state, fleet.rollout.is_settled()), (State::Completed, true));
     }
 
     #[test]
     fn one_failure_above_the_threshold_aborts_and_the_rest_is_never_touched() {
-        let mut rollout = Rollout::new(plan(&["2"], 50), &[1, 2, 3]);
-        rollout.step(&HashMap::new(), at(0));
-        rollout.step(&all(&[1], Execution::Failed), at(1));
-        assert_eq!(rollout.state, State::Running, "half of the wave may fail");
-        assert_eq!(rollout.step(&all(&[2], Execution::Rejected), at(2)), NOBODY);
-        assert_eq!(rollout.state, State::Aborted);
-        assert_eq!(rollout.reason.as_deref(), Some("wave 1: 2 of 2 devices failed, more than 50 %"));
-        assert_eq!(rollout.devices[2].execution, Execution::Canceled);
-        assert!(rollout.is_settled());
+        let mut fleet = Fleet::new(plan(&["2"], 50), 3);
+        fleet.step(&HashMap::new(), at(0));
+        fleet.step(&all(&[0], Execution::Failed), at(1));
+        assert_eq!(fleet.rollout.state, State::Running, "half of the wave may fail");
+        assert_eq!(fleet.step(&all(&[1], Execution::Rejected), at(2)), NOBODY);
+        assert_eq!(fleet.rollout.state, State::Aborted);
+        assert_eq!(fleet.rollout.reason.as_deref(), Some("wave 1: 2 of 2 devices failed, more than 50 %"));
+        assert_eq!(fleet.devices[2].execution, Execution::Canceled);
+        assert!(fleet.rollout.is_settled());
     }
 
     #[test]
     fn a_device_that_never_answers_has_timed_out() {
-        let mut rollout = Rollout::new(plan(&["1"], 0), &[1, 2]);
-        rollout.step(&HashMap::new(), at(0));
-        rollout.step(&HashMap::new(), at(59));
-        assert_eq!(rollout.devices[0].execution, Execution::InProgress);
-        rollout.step(&HashMap::new(), at(60));
-        assert_eq!((rollout.devices[0].execution, rollout.state), (Execution::TimedOut, State::Aborted));
+        let mut fleet = Fleet::new(plan(&["1"], 0), 2);
+        fleet.step(&HashMap::new(), at(0));
+        fleet.step(&HashMap::new(), at(59));
+        assert_eq!(fleet.devices[0].execution, Execution::InProgress);
+        fleet.step(&HashMap::new(), at(60));
+        assert_eq!((fleet.devices[0].execution, fleet.rollout.state), (Execution::TimedOut, State::Aborted));
     }
 
     #[test]
     fn paused_it_begins_nothing_and_resumed_it_goes_on() {
-        let mut rollout = Rollout::new(plan(&["1"], 0), &[1, 2]);
-        rollout.step(&HashMap::new(), at(0));
-        assert!(rollout.pause() && !rollout.pause());
-        assert_eq!(rollout.step(&all(&[1], Execution::Succeeded), at(1)), NOBODY);
-        assert_eq!(rollout.devices[0].execution, Execution::Succeeded, "what was begun comes to its end");
-        assert!(rollout.resume() && !rollout.resume());
-        assert_eq!(rollout.step(&HashMap::new(), at(2)), [2]);
+        let mut fleet = Fleet::new(plan(&["1"], 0), 2);
+        fleet.step(&HashMap::new(), at(0));
+        assert!(fleet.rollout.pause() && !fleet.rollout.pause());
+        assert_eq!(fleet.step(&all(&[0], Execution::Succeeded), at(1)), NOBODY);
+        assert_eq!(fleet.devices[0].execution, Execution::Succeeded, "what was begun comes to its end");
+        assert!(fleet.rollout.resume() && !fleet.rollout.resume());
+        assert_eq!(fleet.step(&HashMap::new(), at(2)), [1]);
     }
 
     #[test]
     fn canceled_it_leaves_devices_in_progress_their_own_end() {
-        let mut rollout = Rollout::new(plan(&["1"], 0), &[1, 2]);
-        rollout.step(&HashMap::new(), at(0));
-        assert!(rollout.cancel("by ops".into(), at(1)) && !rollout.cancel("again".into(), at(1)));
-        assert!(!rollout.is_settled());
-        rollout.step(&all(&[1], Execution::Succeeded), at(2));
-        assert_eq!(
-            rollout.devices.iter().map(|d| d.execution).collect::<Vec<_>>(),
-            [Execution::Succeeded, Execution::Canceled]
-        );
-        assert_eq!((rollout.state, rollout.is_settled()), (State::Canceled, true));
+        let mut fleet = Fleet::new(plan(&["1"], 0), 2);
+        fleet.step(&HashMap::new(), at(0));
+        assert!(fleet.cancel("by ops") && !fleet.cancel("again"));
+        assert!(!fleet.rollout.is_settled());
+        fleet.step(&all(&[0], Execution::Succeeded), at(2));
+        let executions: Vec<_> = fleet.devices.iter().map(|d| d.execution).collect();
+        assert_eq!(executions, [Execution::Succeeded, Execution::Canceled]);
+        assert_eq!((fleet.rollout.state, fleet.rollout.is_settled()), (State::Canceled, true));
     }
 
     #[test]
     fn no_more_devices_are_in_progress_than_allowed() {
-        let mut rollout = Rollout::new(Plan { max_in_progress: Some(2), ..plan(&[], 0) }, &[1, 2, 3]);
-        assert_eq!(rollout.step(&HashMap::new(), at(0)), [1, 2]);
-        assert_eq!(rollout.step(&all(&[1], Execution::Succeeded), at(1)), [3]);
+        let mut fleet = Fleet::new(Plan { max_in_progress: Some(2), ..plan(&[], 0) }, 3);
+        assert_eq!(fleet.step(&HashMap::new(), at(0)), [0, 1]);
+        assert_eq!(fleet.step(&all(&[0], Execution::Succeeded), at(1)), [2]);
     }
 
     /// What may happen between two steps.
@@ -503,10 +617,10 @@ mod tests {
         prop::collection::vec(size, 0..4)
     }
 
-    fn wave_failed(rollout: &Rollout, wave: usize) -> bool {
-        let of_wave = || rollout.devices.iter().filter(|d| d.wave == wave);
+    fn wave_failed(fleet: &Fleet, wave: usize) -> bool {
+        let of_wave = || fleet.devices.iter().filter(|d| d.wave == wave);
         let failed = of_wave().filter(|d| d.execution.is_failure()).count();
-        failed * 100 > of_wave().count() * usize::from(rollout.plan.abort_threshold_percent)
+        failed * 100 > of_wave().count() * usize::from(fleet.rollout.plan.abort_threshold_percent)
     }
 
     proptest! {
@@ -519,8 +633,7 @@ mod tests {
             steps in prop::collection::vec((happens(), 0..30_i64), 0..80),
         ) {
             let plan = Plan { waves, abort_threshold_percent, timeout_s: 60, max_in_progress, without_expiry: false };
-            let ids: Vec<i64> = (0..total as i64).collect();
-            let mut rollout = Rollout::new(plan, &ids);
+            let mut fleet = Fleet::new(plan, total);
             let (mut now, mut sent, mut outcomes) = (0, HashMap::<i64, u32>::new(), HashMap::<i64, Execution>::new());
             // After the given steps time alone goes on: it must come to an end.
             let rest = std::iter::repeat_n((Happens::Resume, 61), total * 2 + 2);
@@ -529,37 +642,37 @@ mod tests {
                 let mut answers = HashMap::new();
                 match what {
                     Happens::Answer(device, execution) => answers = all(&[device as i64], execution),
-                    Happens::Pause => drop(rollout.pause()),
-                    Happens::Resume => drop(rollout.resume()),
-                    Happens::Cancel => drop(rollout.cancel("test".into(), at(now))),
+                    Happens::Pause => drop(fleet.rollout.pause()),
+                    Happens::Resume => drop(fleet.rollout.resume()),
+                    Happens::Cancel => drop(fleet.cancel("test")),
                     Happens::Nothing => {}
                 }
-                for begun in rollout.step(&answers, at(now)) {
-                    prop_assert_eq!(rollout.state, State::Running);
+                for begun in fleet.step(&answers, at(now)) {
+                    prop_assert_eq!(fleet.rollout.state, State::Running);
                     *sent.entry(begun).or_default() += 1;
-                    let wave = rollout.devices[begun as usize].wave;
+                    let wave = fleet.devices[begun as usize].wave;
                     for earlier in 0..wave {
-                        prop_assert!(!wave_failed(&rollout, earlier), "sent to wave {} past the failed wave {}", wave, earlier);
-                        prop_assert!(rollout.devices.iter().all(|d| d.wave != earlier || d.execution.is_final()));
+                        prop_assert!(!wave_failed(&fleet, earlier), "sent to wave {} past the failed wave {}", wave, earlier);
+                        prop_assert!(fleet.devices.iter().all(|d| d.wave != earlier || d.execution.is_final()));
                     }
                 }
-                for device in &rollout.devices {
-                    if let Some(outcome) = outcomes.get(&device.id) {
+                for (device, id) in fleet.devices.iter().zip(0..) {
+                    if let Some(outcome) = outcomes.get(&id) {
                         prop_assert_eq!(outcome, &device.execution, "an outcome changed");
                     } else if device.execution.is_final() {
-                        outcomes.insert(device.id, device.execution);
+                        outcomes.insert(id, device.execution);
                     }
                 }
-                let busy = rollout.devices.iter().filter(|d| d.execution == Execution::InProgress).count();
+                let busy = fleet.devices.iter().filter(|d| d.execution == Execution::InProgress).count();
                 prop_assert!(max_in_progress.is_none_or(|most| busy <= most as usize));
             }
-            prop_assert!(rollout.is_settled(), "{:?}", rollout);
+            prop_assert!(fleet.rollout.is_settled(), "{:?}", fleet);
             prop_assert_eq!(outcomes.len(), total);
             prop_assert!(sent.values().all(|times| *times == 1));
             let touched = |d: &&Device| !matches!(d.execution, Execution::Canceled);
-            prop_assert_eq!(rollout.devices.iter().filter(touched).count(), sent.len());
-            if rollout.state == State::Completed {
-                prop_assert!((0..=rollout.wave).all(|wave| !wave_failed(&rollout, wave)));
+            prop_assert_eq!(fleet.devices.iter().filter(touched).count(), sent.len());
+            if fleet.rollout.state == State::Completed {
+                prop_assert!((0..=fleet.rollout.wave).all(|wave| !wave_failed(&fleet, wave)));
             }
         }
     }

@@ -6,6 +6,6 @@
 mod engine;
 mod request;
 
-pub use engine::{Device, Execution, Outcome, Plan, Rollout, Size, State, waves_of};
+pub use engine::{Changes, Counts, Due, Ended, Execution, Outcome, Plan, Rollout, Size, State, waves_of};
 pub(crate) use request::payload;
 pub use request::{InvalidRollout, ROLLOUT_COMMANDS, RolloutRequest, Target};

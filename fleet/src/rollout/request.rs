@@ -1,6 +1,7 @@
 //! What an operator asks for, checked at the edge.
 
-use serde::{Deserialize, Serialize};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -31,6 +32,7 @@ pub struct Target {
     pub tag: Option<String>,
     /// So many in a hundred of them, drawn by lot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 100)]
     pub share_percent: Option<u8>,
 }
 
@@ -39,6 +41,7 @@ pub struct Target {
 #[serde(deny_unknown_fields)]
 pub struct RolloutRequest {
     /// For people.
+    #[schema(min_length = 1, max_length = 200)]
     pub name: String,
     /// One of `config.set`, `models.install`, `models.rollback`, `restart`.
     pub command: String,
@@ -46,9 +49,10 @@ pub struct RolloutRequest {
     #[schema(value_type = Object)]
     pub args: Value,
     /// Which devices; an empty object means all.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "from_object")]
     pub target: Target,
     /// Waves, abort threshold, time-out.
+    #[serde(deserialize_with = "from_object")]
     pub plan: Plan,
 }
 
@@ -60,6 +64,12 @@ pub struct InvalidRollout {
     pub key: &'static str,
     /// What, and what to give instead.
     pub reason: String,
+}
+
+/// Derived readers take an array for an object, too: `"target": []` would mean all devices.
+fn from_object<'de, D: Deserializer<'de>, T: DeserializeOwned>(deserializer: D) -> Result<T, D::Error> {
+    let object = serde_json::Map::deserialize(deserializer)?;
+    serde_json::from_value(Value::Object(object)).map_err(serde::de::Error::custom)
 }
 
 fn invalid(key: &'static str, reason: impl Into<String>) -> InvalidRollout {
@@ -192,6 +202,17 @@ mod tests {
 
     fn key(request: &RolloutRequest) -> &'static str {
         request.check(Micros(0)).map_or_else(|error| error.key, |()| "")
+    }
+
+    #[test]
+    fn a_list_in_the_place_of_a_target_is_refused_and_does_not_mean_all_devices() {
+        let asked = |target: Value| {
+            let body = json!({"name": "n", "command": "restart", "args": {}, "target": target, "plan": {"waves": [], "timeout_s": 60}});
+            serde_json::from_value::<RolloutRequest>(body)
+        };
+        assert_eq!(asked(json!({})).unwrap().target, Target::default());
+        let refused = asked(json!([])).unwrap_err().to_string();
+        assert!(refused.contains("expected a map"), "{refused}");
     }
 
     #[test]

@@ -75,6 +75,8 @@ pub struct NewCommand {
     pub parts: Option<(String, i64)>,
     /// When it is too late.
     pub not_after: Micros,
+    /// The roll-out that it is a part of.
+    pub rollout: Option<String>,
     /// Who wants it.
     pub created_by: String,
 }
@@ -179,20 +181,29 @@ impl Store {
     /// They were handed to the broker.
     pub async fn commands_sent(&self, ids: &[String], now: Micros) -> Result<(), StoreError> {
         let mut tx = self.begin().await?;
-        for ids in ids.chunks(IDS_A_STATEMENT) {
-            // The last id fills the statement up, so that one is prepared for all lengths.
-            let places: Vec<_> = (0..IDS_A_STATEMENT).map(|at| format!("${}", at + 2)).collect();
-            let sql = format!(
-                "UPDATE commands SET sent = $1, state = CASE WHEN state = 'queued' THEN 'sent' ELSE state END WHERE id IN ({})",
-                places.join(",")
-            );
-            let filled = ids.iter().chain(std::iter::repeat(&ids[ids.len() - 1])).take(IDS_A_STATEMENT);
-            let query = filled.fold(sqlx::query(&sql).bind(now.0), |query, id| query.bind(id.clone()));
-            query.execute(&mut *tx).await?;
-        }
+        let set = "sent = $1, state = CASE WHEN state = 'queued' THEN 'sent' ELSE state END";
+        update_commands(&mut tx, set, now.0, ids).await?;
         tx.commit().await?;
         Ok(())
     }
+}
+
+/// Changes commands by their ids; `set` may speak of `$1`.
+pub(super) async fn update_commands(
+    tx: &mut sqlx::AnyConnection,
+    set: &str,
+    value: i64,
+    ids: &[String],
+) -> Result<(), sqlx::Error> {
+    // The last id fills the statement up, so that one is prepared for all lengths.
+    let places: Vec<_> = (0..IDS_A_STATEMENT).map(|at| format!("${}", at + 2)).collect();
+    let sql = format!("UPDATE commands SET {set} WHERE id IN ({})", places.join(","));
+    for ids in ids.chunks(IDS_A_STATEMENT) {
+        let filled = ids.iter().chain(std::iter::repeat(&ids[ids.len() - 1])).take(IDS_A_STATEMENT);
+        let query = filled.fold(sqlx::query(&sql).bind(value), |query, id| query.bind(id.clone()));
+        query.execute(&mut *tx).await?;
+    }
+    Ok(())
 }
 
 pub(super) async fn insert_commands(
@@ -210,10 +221,12 @@ pub(super) async fn insert_commands(
             now.into(),
             command.not_after.into(),
             command.created_by.as_str().into(),
+            command.rollout.clone().into(),
         ]
     };
-    let columns = "INSERT INTO commands (id, device_id, name, payload, state, created, not_after, created_by) VALUES";
-    insert_many(tx, columns, 8, "ON CONFLICT DO NOTHING", commands.iter().map(row).collect()).await?;
+    let columns =
+        "INSERT INTO commands (id, device_id, name, payload, state, created, not_after, created_by, rollout_id) VALUES";
+    insert_many(tx, columns, 9, "ON CONFLICT DO NOTHING", commands.iter().map(row).collect()).await?;
     let transfers = commands.iter().filter_map(|command| {
         let (bundle, parts) = command.parts.as_ref()?;
         Some(vec![command.id.as_str().into(), bundle.as_str().into(), (*parts).into()])

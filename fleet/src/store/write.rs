@@ -437,7 +437,9 @@ async fn record_answer(
     };
     let (code, message) = answer.error.map_or((None, None), |error| (Some(error.code), Some(error.message)));
     let result = (!answer.result.is_null()).then(|| answer.result.to_string());
-    let sql = "UPDATE commands SET state = $1, result = $2, error_code = $3, error_message = $4, answered = $5 WHERE id = $6 \
+    let is_final = i64::from(answer.state != AnswerState::InProgress);
+    let sql = "UPDATE commands SET state = $1, result = $2, error_code = $3, error_message = $4, answered = $5, \
+               news = CASE WHEN rollout_id IS NULL THEN 0 ELSE CAST($9 AS BIGINT) END WHERE id = $6 \
                AND device_id = (SELECT id FROM devices WHERE site = $7 AND device = $8) \
                AND state IN ('queued', 'sent', 'in_progress', 'timed_out')";
     sqlx::query(sql)
@@ -449,6 +451,7 @@ async fn record_answer(
         .bind(answer.id)
         .bind(device.site().to_owned())
         .bind(device.device().to_owned())
+        .bind(is_final)
         .execute(tx)
         .await?;
     Ok(())

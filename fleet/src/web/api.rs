@@ -21,7 +21,7 @@ use super::silent_since;
 use crate::audit::{Audit, Missing};
 use crate::bundle::{Bundle, Way, install_args};
 use crate::contract::{COMMANDS, DeviceName, is_command_id};
-use crate::rollout::{Rollout, RolloutRequest, payload};
+use crate::rollout::{ROLLOUT_COMMANDS, RolloutRequest, payload};
 use crate::serve::{Shared, parts_of};
 use crate::store::{
     Added, AuditEntry, BundleRow, CommandRow, DeviceFilter, DeviceRow, EventRow, GapRow, NewCommand, NewRollout,
@@ -36,6 +36,7 @@ const LONGEST_REFUSAL_BYTES: usize = 4096;
 
 const DEFAULT_NOT_AFTER_S: u32 = 300;
 const LONGEST_NOT_AFTER_S: u32 = 7 * 24 * 3600;
+const LONGEST_GRACE_S: u32 = 365 * 24 * 3600;
 
 /// Why a request was not answered as wished.
 #[derive(Debug)]
@@ -161,7 +162,38 @@ pub(super) async fn errors_as_json(response: Response) -> Response {
 }
 
 pub(super) async fn openapi(_: Reader) -> Response {
-    Json(Document::openapi()).into_response()
+    Json(document()).into_response()
+}
+
+/// What [`DeviceName`] asks of a site and of a name; its length counts bytes.
+const LEVEL: &str = r"^[^/+#\u0000-\u001f\u007f-\u009f]{1,128}$";
+
+/// A site and a name, or nothing.
+const AFTER: &str = r"^([^/+#\u0000-\u001f\u007f-\u009f]{1,128}/[^/+#\u0000-\u001f\u007f-\u009f]{1,128})?$";
+
+/// The document, with what the types do not say of single values.
+fn document() -> Value {
+    let mut document = json!(Document::openapi());
+    let parameters = (document["paths"].as_object_mut().into_iter().flat_map(|paths| paths.values_mut()))
+        .flat_map(|path| path.as_object_mut().into_iter().flat_map(|operations| operations.values_mut()))
+        .flat_map(|operation| operation.get_mut("parameters").and_then(Value::as_array_mut).into_iter().flatten());
+    for parameter in parameters {
+        if parameter["in"] == "path" && (parameter["name"] == "site" || parameter["name"] == "device") {
+            parameter["schema"]["pattern"] = json!(LEVEL);
+        }
+        if parameter["in"] == "path" && parameter["name"] == "action" {
+            parameter["schema"]["enum"] = json!(["pause", "resume", "cancel"]);
+        }
+        if parameter["name"] == "after" {
+            parameter["schema"]["pattern"] = json!(AFTER);
+        }
+    }
+    let schemas = &mut document["components"]["schemas"];
+    schemas["CommandRequest"]["properties"]["name"]["enum"] = json!(COMMANDS);
+    schemas["RolloutRequest"]["properties"]["command"]["enum"] = json!(ROLLOUT_COMMANDS);
+    schemas["Tags"]["properties"]["tags"]["items"]["pattern"] = json!("^[A-Za-z0-9._-]{1,64}$");
+    schemas["Plan"]["properties"]["waves"]["items"]["pattern"] = json!("^([1-9][0-9]{0,8}|([1-9][0-9]?|100)%)$");
+    document
 }
 
 pub(super) async fn not_found(_: Reader) -> ApiError {
@@ -253,6 +285,7 @@ pub(super) async fn device(
 #[derive(Debug, Deserialize, ToSchema)]
 pub(super) struct Tags {
     /// Each of 1 to 64 of `A-Z a-z 0-9 . _ -`.
+    #[schema(max_items = 50)]
     tags: Vec<String>,
 }
 
@@ -294,10 +327,10 @@ pub(super) async fn change_tags(
 #[into_params(parameter_in = Query)]
 pub(super) struct SpanQuery {
     /// From here on, RFC 3339.
-    #[param(value_type = Option<String>)]
+    #[param(value_type = Option<String>, format = DateTime)]
     since: Option<Micros>,
     /// Before this, RFC 3339: for the next page, the time of the last of this one.
-    #[param(value_type = Option<String>)]
+    #[param(value_type = Option<String>, format = DateTime)]
     before: Option<Micros>,
     /// At most so many; up to 1000.
     limit: Option<i64>,
@@ -365,6 +398,7 @@ pub(super) struct CommandRequest {
     #[schema(value_type = Object)]
     pub(super) args: Value,
     /// The device refuses it when it comes later than in so many seconds.
+    #[schema(minimum = 1, maximum = 604800)]
     pub(super) not_after_s: Option<u32>,
     /// The device is not told that: for one without a time server, which would reject what it cannot compare with its clock.
     #[serde(default)]
@@ -422,6 +456,7 @@ pub(super) async fn add_command(
         parts: parts_of(&shared.store, &args).await?.filter(|_| request.name == INSTALL),
         name: request.name,
         not_after,
+        rollout: None,
         created_by: viewer.name.clone(),
     };
     shared.store.add_command(&command, &name.to_string(), now).await?;
@@ -468,8 +503,7 @@ pub(super) async fn add_rollout(
     if devices.is_empty() {
         return Err(ApiError::bad("target: no device of the registry is meant by it"));
     }
-    let rollout = Rollout::new(request.plan.clone(), &devices);
-    let new = NewRollout { id: &id, request, rollout: &rollout, actor: &viewer.name };
+    let new = NewRollout { id: &id, request, devices: &devices, actor: &viewer.name };
     shared.store.add_rollout(&new, now).await?;
     Ok(id)
 }
@@ -489,7 +523,7 @@ pub(super) async fn rollout_devices(
     State(shared): Shares,
     Path(id): Path<String>,
 ) -> Answer<Vec<RolloutDeviceRow>> {
-    Ok(Json(shared.store.rollout_devices(&id, i64::MAX, false).await?))
+    Ok(Json(shared.store.rollout_devices(&id).await?))
 }
 
 /// Pauses, resumes or cancels a roll-out.
@@ -508,20 +542,21 @@ pub(super) async fn rollout_action(
 pub(super) async fn change_rollout(shared: &Shared, viewer: &Viewer, id: &str, action: &str) -> Result<(), ApiError> {
     // The leader may be changing it at the same moment: then it is taken out again.
     for _ in 0..20 {
-        let Some(mut taken) = shared.store.take_rollout(id).await? else {
+        let now = Micros::now();
+        let Some(mut taken) = shared.store.take_rollout(id, now).await? else {
             return Err(ApiError::missing("this roll-out"));
         };
-        let (state, now) = (taken.rollout.state, Micros::now());
+        let state = taken.rollout.state;
         let (done, word) = match action {
             "pause" => (taken.rollout.pause(), "rollout.pause"),
             "resume" => (taken.rollout.resume(), "rollout.resume"),
-            "cancel" => (taken.rollout.cancel(format!("canceled by {}", viewer.name), now), "rollout.cancel"),
+            "cancel" => (taken.rollout.cancel(format!("canceled by {}", viewer.name)), "rollout.cancel"),
             other => return Err(ApiError::bad(format!("{other:?}: want pause, resume or cancel"))),
         };
         if !done {
             return Err(ApiError::new(StatusCode::CONFLICT, format!("it is {}: cannot {action} it", state.word())));
         }
-        if shared.store.put_rollout(&taken, &[], Some((&viewer.name, word)), now).await? {
+        if shared.store.put_rollout(&taken, None, Some((&viewer.name, word)), now).await? {
             return Ok(());
         }
     }
@@ -578,8 +613,10 @@ async fn with_bundle(shared: &Shared, command: &str, args: Value, now: Micros) -
 #[serde(deny_unknown_fields)]
 pub(super) struct Upload {
     /// What `visaged models pack` wrote, in Base64.
+    #[schema(min_length = 4)]
     archive: String,
     /// The text of its signature file.
+    #[schema(min_length = 1)]
     signature: String,
 }
 
@@ -644,13 +681,18 @@ pub(super) async fn unreadable(_: Reader, State(shared): Shares) -> Answer<Vec<U
 #[into_params(parameter_in = Query)]
 pub(super) struct AuditQuery {
     /// Pass over holes whose next event came within so many seconds.
+    #[param(maximum = 31536000)]
     grace_s: Option<u32>,
 }
 
 /// Whether events are missing that were not declared lost. Reads every event: not for every minute.
 #[utoipa::path(get, path = "/audit", params(AuditQuery), responses((status = 200, body = Audit)))]
 pub(super) async fn audit(_: Reader, State(shared): Shares, Query(query): Query<AuditQuery>) -> Answer<Audit> {
-    let grace = std::time::Duration::from_secs(query.grace_s.unwrap_or(60).into());
+    let grace_s = query.grace_s.unwrap_or(60);
+    if grace_s > LONGEST_GRACE_S {
+        return Err(ApiError::bad(format!("grace_s: want 0 to {LONGEST_GRACE_S}")));
+    }
+    let grace = std::time::Duration::from_secs(grace_s.into());
     Ok(Json(crate::audit::audit(&shared.store, Micros::now().minus(grace)).await?))
 }
 
@@ -658,4 +700,20 @@ pub(super) async fn audit(_: Reader, State(shared): Shares, Query(query): Query<
 #[utoipa::path(get, path = "/audit-log", responses((status = 200, body = Vec<AuditEntry>)))]
 pub(super) async fn audit_log(_: Reader, State(shared): Shares) -> Answer<Vec<AuditEntry>> {
     Ok(Json(shared.store.audit_log(MOST_ROWS).await?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_api_document_says_what_single_values_may_be_and_holds_no_null() {
+        let document = document();
+        let text = document.to_string();
+        assert!(!text.contains(":null"), "{text}");
+        assert_eq!(document["components"]["schemas"]["CommandRequest"]["properties"]["name"]["enum"], json!(COMMANDS));
+        let device = &document["paths"]["/devices/{site}/{device}"]["get"]["parameters"];
+        assert_eq!(device[0]["schema"]["pattern"], LEVEL);
+        assert_eq!(device[1]["schema"]["pattern"], LEVEL);
+    }
 }

@@ -654,7 +654,7 @@ pub(super) async fn rollout(Reader(viewer): Reader, State(shared): Shares, Path(
         return Err(ApiError::new(StatusCode::NOT_FOUND, "this roll-out is not known here").into());
     };
     let waves = waves(&shared.store.rollout_waves(&id).await?);
-    let devices = shared.store.rollout_devices(&id, ROLLOUT_DEVICES, true).await?;
+    let devices = shared.store.rollout_devices_to_look_at(&id, ROLLOUT_DEVICES).await?;
     let body = html! {
         div #live {
             div.head {

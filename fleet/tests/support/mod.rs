@@ -33,7 +33,7 @@ pub(crate) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T 
 /// A Mosquitto that keeps every message of a session that is away, as `docs/fleet.md` asks for; killed at drop.
 pub(crate) struct Mosquitto {
     pub(crate) port: u16,
-    _folder: TempDir,
+    folder: TempDir,
     child: Child,
 }
 
@@ -41,22 +41,34 @@ impl Mosquitto {
     pub(crate) fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let port = free_port();
+        let place = folder.path().display();
         let config = format!(
-            "user root\npersistence false\nlog_dest none\nmax_queued_messages 0\nmax_inflight_messages 1000\n\
-             listener {port} 127.0.0.1\nallow_anonymous true\n"
+            "user root\npersistence true\npersistence_location {place}/\nlog_dest none\nmax_queued_messages 0\n\
+             max_inflight_messages 1000\nlistener {port} 127.0.0.1\nallow_anonymous true\n"
         );
-        let file = folder.path().join("mosquitto.conf");
-        std::fs::write(&file, config).unwrap();
+        std::fs::write(folder.path().join("mosquitto.conf"), config).unwrap();
+        let child = Self::spawn(folder.path(), port);
+        Self { port, folder, child }
+    }
+
+    fn spawn(folder: &Path, port: u16) -> Child {
         let program = ["/usr/sbin/mosquitto", "mosquitto"].into_iter().find(|path| Path::new(path).exists());
         let child = Command::new(program.unwrap_or("mosquitto"))
             .arg("-c")
-            .arg(&file)
+            .arg(folder.join("mosquitto.conf"))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .expect("mosquitto must be installed; `make test` does it");
         wait_for("mosquitto to listen", || TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok());
-        Self { port, _folder: folder, child }
+        child
+    }
+
+    /// Ended in good order, with its sessions written, and started again.
+    pub(crate) fn restart(&mut self) {
+        let _ = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
+        self.child.wait().unwrap();
+        self.child = Self::spawn(self.folder.path(), self.port);
     }
 
     pub(crate) fn url(&self) -> String {
