@@ -14,14 +14,43 @@ def one_thread():
 
 def untrained():
     net = makeup.Makeup().eval()
-    for part in (net.apply_net, net.bare_net):
-        torch.nn.init.normal_(part.out.weight, 0, 0.1)
+    torch.nn.init.normal_(net.bare_net.rest.weight, 0, 0.1)
     return net
 
 
-def test_untrained_nets_change_nothing():
-    face = torch.rand(1, 3, 128, 128) * 255
-    assert all(delta.abs().max() == 0 for delta in makeup.Makeup().eval()(face, face))
+def test_a_reference_without_make_up_changes_nothing():
+    net, face = makeup.Makeup().eval(), torch.rand(1, 3, 128, 128) * 255
+    for how in net.apply_net.how:
+        torch.nn.init.zeros_(how.weight)
+        torch.nn.init.zeros_(how.bias)
+    assert net(face, face)[0].abs().max() == 0
+
+
+def test_layers_that_are_found_exactly_paint_exactly():
+    """Coats as the painter puts them on, with the true masks, light and style, are the painting of `cosmetics`."""
+    rng = np.random.default_rng(4)
+    torch.manual_seed(4)
+    bare, light = torch.rand(1, 3, 16, 16) * 200 + 20, torch.rand(1, 3, 16, 16) * 100 + 60
+    masks = torch.rand(1, 6, 16, 16)
+    style = torch.from_numpy(cosmetics.style(rng))[None]
+    style[:, :, 3] = 0.5
+    wanted = makeup.paint(bare, light, masks, style)
+    lit = light / cosmetics.LIGHT_UNIT
+    known = makeup.Known(masks, lit, style, makeup.own_colour(bare, lit, masks))
+    where, how = makeup.copies_of(known)
+    coats = [[[5], [3], [1], [4], [2], [0]], makeup.COATS]
+    painter = makeup.Painter()
+    off = []
+    for order in coats:
+        under = bare / makeup.UNIT
+        for coat in order:
+            layers = (where[:, list(coat)] * how[:, list(coat), :, None, None]).flatten(1, 2)
+            mix, hide = painter.mixing(len(coat))
+            under = under + torch.conv2d(layers, mix) * lit - torch.conv2d(layers, hide) * under
+        off.append((under * makeup.UNIT - wanted).abs().mean())
+    assert off[0] < 1e-3
+    # Layers of one coat that lie on each other are the only thing that three coats for six layers cost.
+    assert off[1] > 1e-3
 
 
 def test_what_is_shipped_gives_what_was_trained():
@@ -40,8 +69,9 @@ def test_cost_is_within_the_budgets():
 
     face = torch.zeros(1, 3, 128, 128)
     net = untrained()
-    assert nets.count_macs(net.apply_net, face, face) < 500e6
-    assert nets.count_macs(net.bare_net, face) < 500e6
+    code = torch.zeros(1, 64, 1, 1)
+    assert nets.count_macs(net.style, face) + nets.count_macs(net.apply_net, face, code) < 160e6
+    assert nets.count_macs(net.worn, face) + nets.count_macs(net.bare_net, face, code) < 160e6
     assert nets.count_macs(identity.Encoder().eval(), torch.zeros(1, 1, 112, 112)) < 700e6
 
 

@@ -15,7 +15,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 OPSET, IR = 17, 9
 # In the quantised graph these stay float: they come after the last convolution or are not worth a kernel.
-QUANTISED = ["Conv", "ConvTranspose", "Relu", "MaxPool", "Resize", "Add", "Concat", "GlobalAveragePool", "Gemm"]
+QUANTISED = ["Conv", "ConvTranspose", "Relu", "MaxPool", "Resize", "Add", "Sub", "Mul", "Concat", "GlobalAveragePool", "Gemm"]
 
 
 def yunet_float(source: Path) -> onnx.ModelProto:
@@ -238,7 +238,7 @@ def quantise(
 
 
 def open_outputs(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Leave what the last convolution before every graph output gives in float: takes out the pair behind it.
+    """Leave what the last convolution or sum before every graph output gives in float: takes out the pair behind it.
 
     These convolutions keep u8 inputs and s8 weights. What they give is no input to another one, so a grid buys nothing
     there, and costs much: it is as coarse as the largest face needs, and a sum on the edge between two steps, taken in
@@ -256,8 +256,8 @@ def open_outputs(model: onnx.ModelProto) -> onnx.ModelProto:
             raise ValueError(f"{output.name}: no quantised convolution behind it but {at.op_type}")
         pair = (at, made_by[at.input[0]])
         conv = made_by[pair[1].input[0]]
-        if conv.op_type != "Conv":
-            raise ValueError(f"{output.name}: quantised by a {conv.op_type}, not by a convolution")
+        if conv.op_type not in ("Conv", "Add", "Sub"):
+            raise ValueError(f"{output.name}: quantised by a {conv.op_type}, not by a convolution or sum")
         if after is None:
             conv.output[0] = output.name
         else:

@@ -105,7 +105,7 @@ def quantise_makeup(args: argparse.Namespace) -> int:
     torch.manual_seed(args.seed)
     batches, count, pool = [], args.count or 128, makeup.Pool(material, rng, 128)
     while len(batches) < count:
-        x, y, target, _ = makeup.batch(pool, 8)
+        x, y, target, *_ = makeup.batch(pool, 8)
         # Both nets see faces with and without make-up.
         for k in range(8):
             face = x[k] if k % 2 else target[k]
