@@ -24,10 +24,10 @@ def scattered(module):
 
 
 def test_weights_of_a_bundle_give_the_same_answers_with_batch_norm_again():
-    folded = nets.fold(scattered(nets.Derl(nets.Generator(), nets.Classifier())))
-    again = nets.Derl(nets.Generator(), nets.Classifier())
+    folded = nets.fold(scattered(nets.derl("derl")))
+    again = nets.derl("derl")
     x = torch.randn(8, 1, 64, 64)
-    joint.unfold(again, folded.state_dict(), x)
+    nets.unfold(again, folded.state_dict(), x)
     with torch.no_grad():
         for ours, theirs in zip(again(x[:2])[:2], folded(x[:2])[:2], strict=True):
             assert torch.allclose(ours, theirs, atol=1e-4)

@@ -55,6 +55,14 @@ def small(x, share: float = 0.2, lowest: int = 20):
     return x
 
 
+def sharpen(x, share: float = 0.3, most: float = 1.5):
+    """Some pictures of a batch get the edges of a sharp lens, or of a camera that sharpens."""
+    n = x.shape[0]
+    strength = torch.rand(n, 1, 1, 1) * most * (torch.rand(n, 1, 1, 1) < share)
+    soft = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    return (x + strength * (x - soft)).clamp(0, 255)
+
+
 def noise(x, strength: float = 6.0):
     """The same grain on every channel, in grey levels."""
     n = x.shape[0]

@@ -9,19 +9,22 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from . import EMOTIONS, align, data, detector, neutrality, yunet
-from .quantize import MEASURED
+from . import EMOTIONS, align, data, detector, neutrality, program, yunet
+from .quantize import DERL, MEASURED
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    names = ["detector", "derl", "stress", "identity", "makeup"]
-    parser.add_argument("what", choices=names, help="stress: derl where it gets hard, and by group")
+    names = ["detector", *DERL, "stress", "program", "identity", "makeup"]
+    parser.add_argument(
+        "what", choices=names, help="stress: derl where it gets hard, and by group; program: derl through `visaged analyze`"
+    )
     data.add_data_argument(parser)
     parser.add_argument("--work", type=Path, default=data.WORK, help="folder of the float graphs (see `quantize`)")
     parser.add_argument("--bundles", type=Path, default=data.BUNDLES)
     parser.add_argument("--limit", type=int, help="detector: only so many pictures a pack (for a quick look)")
     parser.add_argument("--no-sizes", action="store_true", help="detector: leave out recall by face size")
     parser.add_argument("--sheet", type=Path, help="derl, makeup: write the contact sheet (clean data only) here")
+    parser.add_argument("--binary", type=Path, default=data.ROOT / "target" / "release" / "visaged", help="program: `visaged`")
     parser.add_argument("--descriptor", type=Path, help="makeup: folder `model` of @vladmandic/face-api, a judge of identity")
 
 
@@ -101,17 +104,7 @@ def fit_temperature(logits: np.ndarray, label: np.ndarray) -> float:
 
 
 def scores(logits: np.ndarray, valid: data.Ferplus) -> dict:
-    use = valid.plurality >= 0
-    answer = logits.argmax(1)
-    right = answer == valid.plurality
-    recall = [float(right[valid.plurality == c].mean()) for c in range(8)]
-    return {
-        "plurality": round(float(right[use].mean()), 4),
-        "strict": round(float(right[valid.strict].mean()), 4),
-        "mean_recall": round(float(np.mean(recall)), 4),
-        "recall": {n: round(r, 3) for n, r in zip(EMOTIONS, recall, strict=True)},
-        "pictures": {"plurality": int(use.sum()), "strict": int(valid.strict.sum())},
-    }
+    return program.scores(logits.argmax(1), valid)
 
 
 def separation(low: np.ndarray, high: np.ndarray) -> float:
@@ -184,9 +177,10 @@ def neutrality_of_renders(root: Path, net, chosen: dict) -> dict:
 
 
 def run_derl(args: argparse.Namespace) -> int:
+    name = args.what
     exact, small = (
-        yunet.session(args.work / "derl_float.onnx"),
-        yunet.session(args.bundles / "derl" / "model.onnx"),
+        yunet.session(args.work / f"{name}_float.onnx"),
+        yunet.session(args.bundles / name / "model.onnx"),
     )
     valid = data.ferplus(args.data, "valid")
     faces = align.crop64(valid.images)
@@ -197,7 +191,7 @@ def run_derl(args: argparse.Namespace) -> int:
     answer = b["logits"].argmax(1)
     confusion = np.zeros((8, 8), int)
     np.add.at(confusion, (label, answer[use]), 1)
-    result = load_measured("derl")
+    result = load_measured(name)
     result["ferplus_valid"] = {
         "float": scores(a["logits"], valid),
         "int8": scores(b["logits"], valid),
@@ -207,7 +201,7 @@ def run_derl(args: argparse.Namespace) -> int:
         "ece": round(calibration_error(softmax(b["logits"][use], temperature), label), 4),
         "ece_before": round(calibration_error(softmax(b["logits"][use]), label), 4),
     }
-    lite = through(litert(args, "derl", small), faces, "tflite")
+    lite = through(litert(args, name, small), faces, "tflite")
     result["litert"] = {
         "int8": scores(lite["logits"], valid),
         "agreement": round(float((lite["logits"].argmax(1) == answer).mean()), 4),
@@ -215,24 +209,15 @@ def run_derl(args: argparse.Namespace) -> int:
     }
     changed = np.abs(denormalise(b["neutral"][:, 0], faces) - denormalise(a["neutral"][:, 0], faces)).mean()
     result["neutral_parity"] = {"mean_abs_grey_levels": round(float(changed), 3)}
-    result["generator"] = (
-        json.loads((args.work / "generator.json").read_text())
-        if (args.work / "generator.json").exists()
-        else result.get("generator", {})
-    )
-    result["classifier_training"] = (
-        json.loads((args.work / "classifier.json").read_text())
-        if (args.work / "classifier.json").exists()
-        else result.get("classifier_training", {})
-    )
-
-    if (args.work / "joint.json").exists():
-        result["joint"] = json.loads((args.work / "joint.json").read_text())
+    for part in ("tiny",) if name == "derl-tiny" else ("generator", "classifier", "ablation", "joint"):
+        told = args.work / f"{part}.json"
+        if told.exists():
+            result[f"{part}_training"] = json.loads(told.read_text())
 
     # The whole way on colour pictures: detector bundle, template, expression bundle.
     find = yunet.session(args.bundles / "detector" / "model.onnx")
     london = data.london(args.data)
-    chosen = load_measured("derl_neutrality")
+    chosen = load_measured(f"{name}_neutrality")
     shown = {"ferplus_valid": neutrality_of_ferplus(valid, b["residue_energy"], chosen)}
     shown["renders"] = neutrality_of_renders(args.data, small, chosen)
     result["london"] = {}
@@ -281,7 +266,7 @@ def run_derl(args: argparse.Namespace) -> int:
         row = table.setdefault(entries[i]["query"], {})
         row[EMOTIONS[c]] = row.get(EMOTIONS[c], 0) + 1
     result["sfhq_queries"] = table
-    store("derl", result)
+    store(name, result)
     if args.sheet:
         from .sheet import derl_sheet
 
@@ -310,6 +295,15 @@ def run_stress(args: argparse.Namespace) -> int:
     result["ferplus_faces"] = len(faces)
     result["london"] = london_by_group(args, answer)
     store("derl_stress", result)
+    print(json.dumps(result))
+    return 0
+
+
+def run_program(args: argparse.Namespace) -> int:
+    """The bundle inside the program, each FER+ valid picture as a file: what a user gets."""
+    valid = data.ferplus(args.data, "valid")
+    result = program.scores(program.answers(args.binary, valid.images), valid)
+    store("derl_program", result)
     print(json.dumps(result))
     return 0
 
@@ -343,4 +337,5 @@ def run(args: argparse.Namespace) -> int:
         from . import portraits
 
         return portraits.evaluate_identity(args) if args.what == "identity" else portraits.evaluate_makeup(args)
-    return {"detector": run_detector, "derl": run_derl, "stress": run_stress}[args.what](args)
+    runs = {"detector": run_detector, "stress": run_stress, "program": run_program}
+    return runs.get(args.what, run_derl)(args)

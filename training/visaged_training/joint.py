@@ -18,71 +18,25 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from torch import nn
 from tqdm import tqdm
 
-from . import align, augment, data, nets
-from .train import (
-    Average,
-    Clock,
-    Frozen,
-    device,
-    generator_data,
-    judge_classifier,
-    judge_generator,
-    last,
-    london_pairs,
-    predict,
-    rate,
-    sampling,
-    save,
-    weight_map,
-)
+from . import align, augment, data, nets, program
+from .classifier import Frozen, predict, sampling
+from .train import Average, Clock, device, generator_data, judge_generator, last, london_pairs, rate, save, weight_map
 
 TOGETHER = 0.32  # share of the schedule before the generator is frozen
 SHARE = 0.25  # how much of the classifier's gradient reaches the generator
 BATCH = {"ferplus": 64, "render": 16, "london": 6}
-HEADS = (0.4, 0.2, 0.1, 0.1)
 SOFTENED = 0.1  # of a rendered or posed label's certainty goes to the other emotions
 ENOUGH = 12  # expressive photographs a step that the judge of neutrality sees
 
 
-def unfold(module: nn.Module, bundle: dict[str, torch.Tensor], batch: torch.Tensor) -> None:
-    """Weights without batch norm back into a module with it; `batch` gives each layer its statistics.
-
-    What the module gives in eval mode is what the bundle gave.
-    """
-    handles = []
-    for path, part in module.named_modules():
-        pair = list(part.children()) if isinstance(part, nn.Sequential) else []
-        if len(pair) == 2 and isinstance(pair[1], nn.BatchNorm2d):
-            pair[0].weight.data.copy_(bundle[f"{path}.weight"])
-            bias = bundle[f"{path}.bias"]
-
-            def settle(norm, inputs, bias=bias):
-                mean, var = inputs[0].mean((0, 2, 3)), inputs[0].var((0, 2, 3), correction=0)
-                norm.running_mean.copy_(mean)
-                norm.running_var.copy_(var)
-                norm.weight.data.copy_((var + norm.eps).sqrt())
-                norm.bias.data.copy_(mean + bias)
-
-            handles.append(pair[1].register_forward_pre_hook(settle))
-        elif isinstance(part, (nn.Conv2d, nn.Linear)) and f"{path}.weight" in bundle and path.split(".")[-1] != "0":
-            part.weight.data.copy_(bundle[f"{path}.weight"])
-            part.bias.data.copy_(bundle[f"{path}.bias"])
-    module.eval()
-    with torch.no_grad():
-        module(batch)
-    for handle in handles:
-        handle.remove()
-
-
 def bundle_modules(path) -> tuple[nets.Derl, nets.Derl]:
     """The bundle as it is, folded and frozen, and an empty module of the same shape with batch norm."""
-    folded = nets.Derl(nets.Generator(), nets.Classifier())
+    folded = nets.derl("derl")
     nets.fold(folded.eval())
     folded.load_state_dict(load_file(path), strict=False)
-    return folded.requires_grad_(False).eval(), nets.Derl(nets.Generator(), nets.Classifier())
+    return folded.requires_grad_(False).eval(), nets.derl("derl")
 
 
 def labels(hard: np.ndarray) -> np.ndarray:
@@ -165,7 +119,7 @@ class Neutraliser:
         some = moved[:ENOUGH]
         blurred = F.avg_pool2d(F.pad(made[some], (1, 1, 1, 1), mode="replicate"), 3, 1) if torch.rand(()) < 0.5 else made[some]
         shifted = augment.affine(blurred, 0.1, 0.06, 0.05)
-        judged = self.judge.classifier(self.judge.generator(last(shifted))[1])
+        judged = self.judge(last(shifted))[1]
         neutral = -F.log_softmax(judged, 1)[:, 0].mean()
         loss = loss + 0.25 * neutral
         if adversarial:
@@ -195,7 +149,7 @@ def judged_neutral(judge: nets.Derl, generator: nets.Generator, material: Materi
     right = []
     for x in augment.standardise(material.seen[happy][:600].float()).split(150):
         made = x + generator(last(x))[0]
-        right.append(judge.classifier(judge.generator(last(made))[1]).argmax(1) == 0)
+        right.append(judge(last(made))[1].argmax(1) == 0)
     return round(float(torch.cat(right).float().mean()), 4)
 
 
@@ -206,7 +160,7 @@ def run(args: argparse.Namespace) -> int:
     material = Material(args, rng)
     judge, net = bundle_modules(args.bundle)
     start, _, _ = (torch.cat(parts) for parts in zip(*(material.step() for _ in range(6)), strict=True))
-    unfold(net, load_file(args.bundle), start[:, :1])
+    nets.unfold(net, load_file(args.bundle), start[:, :1])
     judge, net = judge.to(where), net.to(where, memory_format=torch.channels_last)
     g, c = net.generator, net.classifier
     losses = Neutraliser(judge, where)
@@ -239,7 +193,7 @@ def run(args: argparse.Namespace) -> int:
     def judgement() -> dict:
         still = Frozen(nets.fold(Average(average_g.module, 1).module).to(where), where, args.threads)
         return {
-            **judge_classifier(predict(still, average_c.module, material.seen), material.valid),
+            **program.scores(predict(still, average_c.module, material.seen).argmax(1).numpy(), material.valid),
             **judge_generator(average_g.module, material.pairs),
             "judged_neutral": judged_neutral(judge, average_g.module, material),
         }
@@ -268,15 +222,14 @@ def run(args: argparse.Namespace) -> int:
             # A neutral face is wanted of what the generator saw, holes and all.
             both = torch.cat([erased, torch.where(erased == x, both[:, 1:], erased)], 1)
             loss, figures = losses(both, made, votes, adversarial=step > 300)
-            pairs = damped(pairs, SHARE)
+            delta, pairs = damped([(delta, delta)], SHARE)[0][0], damped(pairs, SHARE)
         else:
-            loss, figures, pairs = 0.0, {}, frozen(augment.erase(x))
-        logits, heads = c(pairs, auxiliary=True)
+            erased = augment.erase(x)
+            loss, figures, (delta, pairs) = 0.0, {}, frozen(erased)
+        logits = c(erased, delta, pairs)
         entropy = cross_entropy(logits, votes)
         smooth({"loss": entropy[: BATCH["ferplus"]].mean().item(), **figures})
         loss = loss + entropy.mean()
-        for head, share in zip(heads, HEADS, strict=True):
-            loss = loss + share * cross_entropy(head, votes).mean()
         opt_c.zero_grad(set_to_none=True)
         opt_g.zero_grad(set_to_none=True)
         loss.backward()

@@ -6,6 +6,8 @@ concatenation, nearest resize, global average pool, fully connected.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -13,7 +15,19 @@ from torch import nn
 from . import align
 
 SIZE = 64
-WIDTHS = (24, 32, 64, 96)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Channels: of the generator at 32, 16, 8, 4 and at its end, of the classifier along the picture and of its delta."""
+
+    widths: tuple[int, int, int, int] = (24, 32, 64, 96)
+    fine: int = 8
+    trunk: tuple[int, int, int, int] = (32, 64, 128, 192)
+    told: int = 8
+
+
+SHAPES = {"derl": Shape(), "derl-tiny": Shape((8, 12, 24, 32), 4, (12, 20, 40, 64), 4)}
 
 
 def conv_bn(cin: int, cout: int, k: int = 3, stride: int = 1) -> nn.Sequential:
@@ -67,9 +81,9 @@ def mouth_and_eyes(size: int = SIZE) -> tuple[torch.Tensor, torch.Tensor]:
 class Generator(nn.Module):
     """Any expression -> neutral: input plus a delta. Encoder and decoder meet at four equal sizes."""
 
-    def __init__(self, widths=WIDTHS):
+    def __init__(self, shape: Shape = SHAPES["derl"]):
         super().__init__()
-        a, b, c, d = widths
+        a, b, c, d = shape.widths
         self.stem = ConvRelu(1, a, stride=2)
         self.e1 = ConvRelu(a, a)  # 32
         self.e2 = nn.Sequential(ConvRelu(a, b, stride=2), ConvRelu(b, b))  # 16
@@ -79,9 +93,9 @@ class Generator(nn.Module):
         self.r3, self.d3 = ConvRelu(d, c, 1), conv_bn(c, c)
         self.r2, self.d2 = ConvRelu(c, b, 1), conv_bn(b, b)
         self.r1, self.d1 = ConvRelu(b, a, 1), conv_bn(a, a)
-        self.r0 = ConvRelu(a, 8, 1)
-        self.d0 = ConvRelu(8, 8)
-        self.out = nn.Conv2d(8, 1, 3, padding=1)
+        self.r0 = ConvRelu(a, shape.fine, 1)
+        self.d0 = ConvRelu(shape.fine, shape.fine)
+        self.out = nn.Conv2d(shape.fine, 1, 3, padding=1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
@@ -122,36 +136,63 @@ def _channels_last(x: torch.Tensor) -> torch.Tensor:
     return x if torch.onnx.is_in_onnx_export() else x.contiguous(memory_format=torch.channels_last)
 
 
-class Classifier(nn.Module):
-    """A local net on each equal-size pair, each with its own head; their last layers joined for the final logits.
+class Halve(nn.Module):
+    """Two convolutions and a short cut to half the size; the short cut is a mean of 2x2, written as a convolution."""
 
-    The 32x32 pair keeps nearly all of the picture, so its net is the deepest.
+    def __init__(self, cin: int, cout: int):
+        super().__init__()
+        self.a, self.b = conv_bn(cin, cout, stride=2), conv_bn(cout, cout)
+        self.short = nn.Conv2d(cin, cout, 2, 2, bias=False)
+        with torch.no_grad():
+            self.short.weight.zero_()
+            self.short.weight[range(cin), range(cin)] = 0.25
+
+    def forward(self, x):
+        return F.relu(self.short(x) + self.b(F.relu(self.a(x))))
+
+
+class Join(nn.Module):
+    """Adds what a pair of equal-size generator layers tells; begins by adding nothing."""
+
+    def __init__(self, told: int, channels: int):
+        super().__init__()
+        self.body = conv_bn(told, channels, 1)
+        nn.init.zeros_(self.body[1].weight)
+
+    def forward(self, x, told):
+        return F.relu(x + self.body(_channels_last(torch.cat(told, 1))))
+
+
+class Classifier(nn.Module):
+    """Reads the picture, and at every size what the generator took out of it there.
+
+    The first blocks of a recogniser follow the picture from 64 to 4; at 32, 16, 8 and 4 the generator's equal-size layers
+    join it, as the paper's local nets read them, and at 32 the delta too: the pair of picture and neutral face.
     """
 
-    def __init__(self, widths=WIDTHS, classes: int = 8, drop: float = 0.3, deep=(48, 96, 160)):
+    def __init__(self, shape: Shape = SHAPES["derl"], classes: int = 8, drop: float = 0.3):
         super().__init__()
-        a, b, c, d = widths
-        p, q, r = deep
-        self.local1 = nn.Sequential(
-            ConvRelu(2 * a, p, stride=2), ConvRelu(p, q, stride=2), Block(q), ConvRelu(q, r, stride=2), ConvRelu(r, r),
-        )  # fmt: skip
-        self.local2 = nn.Sequential(ConvRelu(2 * b, 64, stride=2), ConvRelu(64, 96, stride=2))
-        self.local3 = nn.Sequential(ConvRelu(2 * c, 64, stride=2), ConvRelu(64, 64))
-        self.local4 = ConvRelu(2 * d, 96, 1)
-        sizes = (r, 96, 64, 96)
-        self.heads = nn.ModuleList(nn.Linear(n, classes) for n in sizes)
+        a, b, c, d = shape.widths
+        p, q, r, s = shape.trunk
+        self.stem = conv_bn(1, p, 5)  # 64
+        self.delta = ConvRelu(1, shape.told, stride=2)  # 32
+        self.join1, self.block1 = Join(2 * a + shape.told, p), Block(p)
+        self.halve2, self.join2, self.block2 = Halve(p, q), Join(2 * b, q), Block(q)  # 16
+        self.halve3, self.join3 = Halve(q, r), Join(2 * c, r)  # 8
+        self.halve4, self.join4, self.last = ConvRelu(r, s, stride=2), Join(2 * d, s), ConvRelu(s, s)  # 4
         self.drop = nn.Dropout(drop)
-        self.final = nn.Linear(sum(sizes), classes)
+        self.final = nn.Linear(s, classes)
 
-    def forward(self, pairs, auxiliary: bool = False):
-        nets = (self.local1, self.local2, self.local3, self.local4)
-        pooled = [
-            F.adaptive_avg_pool2d(net(_channels_last(torch.cat(pair, 1))), 1) for net, pair in zip(nets, pairs, strict=True)
-        ]
-        logits = self.final(self.drop(torch.cat(pooled, 1).flatten(1)))
-        if not auxiliary:
-            return logits
-        return logits, [head(self.drop(p.flatten(1))) for head, p in zip(self.heads, pooled, strict=True)]
+    def forward(self, x, delta, pairs):
+        """Standardised pictures and deltas [N, 1, 64, 64], the generator's pairs -> logits [N, classes]."""
+        x = self.stem(_channels_last(x))
+        # The same either way: one costs less in training, the other keeps a bit more in int8.
+        x = F.relu(F.max_pool2d(x, 3, 2, 1)) if self.training else F.max_pool2d(F.relu(x), 3, 2, 1)
+        x = self.block1(self.join1(x, (*pairs[0], self.delta(_channels_last(delta)))))
+        x = self.block2(self.join2(self.halve2(x), pairs[1]))
+        x = self.join3(self.halve3(x), pairs[2])
+        x = self.last(self.join4(self.halve4(x), pairs[3]))
+        return self.final(self.drop(F.adaptive_avg_pool2d(x, 1).flatten(1)))
 
 
 class Derl(nn.Module):
@@ -166,7 +207,7 @@ class Derl(nn.Module):
 
     def forward(self, x):
         delta, pairs = self.generator(x)
-        logits = self.classifier(pairs)
+        logits = self.classifier(x, delta, pairs)
         energy = [(delta.abs() * self.weight).mean((2, 3))]
         energy += [(d - e).abs().mean((2, 3)).mean(1, keepdim=True) for e, d in pairs]
         return x + delta, logits, torch.cat(energy, 1)
@@ -179,6 +220,11 @@ class Derl(nn.Module):
         """Takes over weights for `residues`, in their order."""
         grid = torch.as_tensor(weights, dtype=torch.float32).reshape(1, 1, 8, 8)
         self.weight.copy_(F.interpolate(grid * 64, scale_factor=8, mode="nearest"))
+
+
+def derl(name: str) -> Derl:
+    """The bundle's network, untrained."""
+    return Derl(Generator(SHAPES[name]), Classifier(SHAPES[name]))
 
 
 def count_macs(module: nn.Module, *inputs) -> int:
@@ -214,3 +260,36 @@ def fold(module: nn.Module) -> nn.Module:
         else:
             fold(child)
     return module
+
+
+def unfold(module: nn.Module, weights: dict[str, torch.Tensor], *batch) -> None:
+    """Weights without batch norm back into a module with it; `batch`, its inputs, gives each layer its statistics.
+
+    In eval mode the module then gives what the weights gave. Layers without weights among them stay as they are.
+    """
+    handles = []
+    for path, part in module.named_modules():
+        pair = list(part.children()) if isinstance(part, nn.Sequential) else []
+        if f"{path}.weight" not in weights:
+            continue
+        if len(pair) == 2 and isinstance(pair[1], nn.BatchNorm2d):
+            pair[0].weight.data.copy_(weights[f"{path}.weight"])
+            bias = weights[f"{path}.bias"]
+
+            def settle(norm, inputs, bias=bias):
+                mean, var = inputs[0].mean((0, 2, 3)), inputs[0].var((0, 2, 3), correction=0)
+                norm.running_mean.copy_(mean)
+                norm.running_var.copy_(var)
+                norm.weight.data.copy_((var + norm.eps).sqrt())
+                norm.bias.data.copy_(mean + bias)
+
+            handles.append(pair[1].register_forward_pre_hook(settle))
+        elif isinstance(part, (nn.Conv2d, nn.Linear)):
+            part.weight.data.copy_(weights[f"{path}.weight"])
+            if part.bias is not None:
+                part.bias.data.copy_(weights[f"{path}.bias"])
+    module.eval()
+    with torch.no_grad():
+        module(*batch)
+    for handle in handles:
+        handle.remove()

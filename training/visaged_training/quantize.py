@@ -14,12 +14,13 @@ from safetensors.numpy import save_file
 from . import align, data, detector, graphs, neutrality
 
 # Pictures of a .tflite have one size. The detector's is the daemon's coarse look.
-FIXED = {"detector": (1, 3, 256, 320), "derl": (1, 1, 64, 64)}  # the others have no open dimension
+FIXED = {"detector": (1, 3, 256, 320), "derl": (1, 1, 64, 64), "derl-tiny": (1, 1, 64, 64)}  # the others have no open dimension
+DERL = ("derl", "derl-tiny")
 MEASURED = data.ROOT / "training" / "measured"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=["detector", "derl", "identity", "makeup"])
+    parser.add_argument("what", choices=["detector", "derl", "derl-tiny", "identity", "makeup"])
     data.add_data_argument(parser)
     parser.add_argument("--work", type=Path, default=data.WORK, help="folder of checkpoints; float graphs go here too")
     parser.add_argument("--bundles", type=Path, default=data.BUNDLES, help="where the bundle folder goes")
@@ -100,29 +101,30 @@ def derl_float(args: argparse.Namespace):
     import torch
     from safetensors.torch import load_file
 
-    from . import nets
+    from . import classifier, nets
 
-    module = nets.Derl(nets.Generator(), nets.Classifier())
+    module, bundle = nets.derl(args.what), args.bundles / args.what / "weights.safetensors"
     if args.from_bundle:
+        nets.fold(module.eval()).load_state_dict(load_file(bundle), strict=False)
+    elif args.what == "derl-tiny":
+        module.load_state_dict(torch.load(args.work / "tiny.pt", weights_only=True, map_location="cpu"))
         nets.fold(module.eval())
-        module.load_state_dict(load_file(args.bundles / "derl" / "weights.safetensors"), strict=False)
     else:
-        for part, name in ((module.generator, "generator.pt"), (module.classifier, "classifier.pt")):
-            part.load_state_dict(torch.load(args.work / name, weights_only=True, map_location="cpu"))
+        module.classifier.load_state_dict(torch.load(args.work / "classifier.pt", weights_only=True, map_location="cpu"))
         nets.fold(module.eval())
-    module.classifier.heads = torch.nn.ModuleList()  # the heads of the local nets serve training only
-    return module.eval()
+        module.generator = classifier.frozen_generator(args.work / "generator.pt", bundle)
+    return module
 
 
 def fit_prior(module, root: Path, balance: float) -> dict:
     """Takes the logit adjustment into the last bias; what was chosen, and from what (see `prior`)."""
     import torch
 
-    from . import prior, train
+    from . import classifier, prior
 
     train_set, valid = data.ferplus(root, "train"), data.ferplus(root, "valid")
     target, keep = data.soft_labels(train_set.votes)
-    share = prior.shares(target[keep], train.sampling(target[keep], balance))
+    share = prior.shares(target[keep], classifier.sampling(target[keep], balance))
     faces = torch.from_numpy(align.standardise(align.crop64(valid.images)))[:, None]
     with torch.no_grad():
         logits = np.concatenate([module(x)[1].numpy() for x in faces.split(256)])
@@ -177,13 +179,13 @@ def run_derl(args: argparse.Namespace) -> int:
     if args.fit_neutrality or not args.from_bundle:
         scale = neutrality.fit_module(module, args.data)
         MEASURED.mkdir(exist_ok=True)
-        (MEASURED / "derl_neutrality.json").write_text(json.dumps(scale, indent=1) + "\n")
+        (MEASURED / f"{args.what}_neutrality.json").write_text(json.dumps(scale, indent=1) + "\n")
         print(json.dumps(scale))
     if not args.from_bundle:
         adjusted = fit_prior(module, args.data, args.balance)
-        (MEASURED / "derl_prior.json").write_text(json.dumps(adjusted, indent=1) + "\n")
+        (MEASURED / f"{args.what}_prior.json").write_text(json.dumps(adjusted, indent=1) + "\n")
         print(json.dumps(adjusted))
-    plain = export_derl(module, args.work / "derl_float.onnx")
+    plain = export_derl(module, args.work / f"{args.what}_float.onnx")
     if args.float_only:
         return 0
     batches = derl_calibration(args.data, args.count or 256, args.seed)
@@ -198,12 +200,12 @@ def run_derl(args: argparse.Namespace) -> int:
         "mmac": round(graphs.macs(plain, (1, 1, 64, 64)) / 1e6, 1),
         "mmac_at": "64x64",
     }
-    write(args.bundles, "derl", model, weights, notes)
+    write(args.bundles, args.what, model, weights, notes)
     return 0
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.what in ("detector", "derl"):
+    if args.what in ("detector", *DERL):
         return run_detector(args) if args.what == "detector" else run_derl(args)
     from . import portraits
 

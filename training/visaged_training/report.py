@@ -11,7 +11,7 @@ from .quantize import MEASURED
 
 RUN = "python -m visaged_training"
 # Of the bundles. The last number grows with the weights, the graph or the figures; the others are those of the daemon.
-VERSIONS = {"detector": "0.1.1", "derl": "0.1.2", "identity": "0.1.0", "makeup": "0.1.0"}
+VERSIONS = {"detector": "0.1.1", "derl": "0.1.3", "derl-tiny": "0.1.0", "identity": "0.1.0", "makeup": "0.1.0"}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -221,11 +221,59 @@ Groups below 20 pictures say little.
 """
 
 
-def training_text(m: dict) -> str:
-    gen, took, joint = m.get("generator", {}), m.get("classifier_training", {}), m.get("joint")
-    text = f"""Generator alone: {gen.get("pictures", "?")} pictures shown; classifier on it: {took.get("pictures", "?")}, soft vote labels (single votes dropped),
-rare classes shown more often, moving average of the weights. Rendered pairs: MakeHuman and VALID heads. One thread, float32."""
-    adjusted = measured("derl_prior")
+METHOD = {
+    "derl": """A generator (encoder-decoder, output = input + delta) was trained as a conditional GAN on pairs of an expressive and a
+neutral face, then frozen. The classifier follows the picture with the first blocks of a face recogniser; at each of the sizes 32, 16, 8 and 4 the
+generator's equal-size encoder and decoder layers join it, and at 32 the delta. The paper reads these pairs of layers alone: see Ablation.""",
+    "derl-tiny": """The network of `derl`, narrower: for boards whose processor has no dot products. Same inputs and outputs.""",
+}
+
+
+MADE_BY = {
+    "derl": ", ".join(
+        f"`{RUN} {step}`"
+        for step in (
+            "synth",
+            "train generator",
+            "train classifier",
+            "quantize derl",
+            "evaluate derl",
+            "evaluate stress",
+            "evaluate program",
+            "report derl",
+        )
+    )
+    + ".",
+    "derl-tiny": ", ".join(f"`{RUN} {step} derl-tiny`" for step in ("quantize", "evaluate", "report"))
+    + f" after `{RUN} train tiny`.",
+}
+
+
+def neutral_table(rows: list[list]) -> str:
+    if not rows:
+        return ""
+    return f"""Against the true neutral face, inside the face oval, grey levels 0..255. `copy` is what leaving the picture as it is would score. `nearer`:
+share of faces whose result is nearer to the true neutral than the input was.
+
+{table(["set", "PSNR dB", "copy", "L1", "copy", "nearer"], rows)}
+
+"""
+
+
+TINY_TRAINING = """Taught by the `derl` bundle (`train tiny`), {pictures} pictures shown: the generator learns the neutral faces that the large one makes, and
+is frozen half-way; the classifier learns from the votes and from the large network's probabilities, in equal parts. Its neutral faces of FER+ valid are
+{neutral_db} dB from the teacher's, the pictures as they are {copy_db} dB. One thread, float32."""
+
+
+def training_text(m: dict, name: str) -> str:
+    gen, took, joint = m.get("generator_training", {}), m.get("classifier_training", {}), m.get("joint_training")
+    if name == "derl-tiny":
+        text = TINY_TRAINING.format(**m["tiny_training"])
+    else:
+        text = f"""Generator alone: {gen.get("pictures", "?")} pictures shown (rendered pairs of MakeHuman and VALID heads, London pairs, FER+ faces without a known
+neutral), then frozen. Classifier on it: {took.get("pictures", "?")} pictures, from the first blocks of the recogniser in the `identity` bundle; soft vote labels (single
+votes dropped), rare classes shown more often, two posed faces of London or Canada in 64, moving average of the weights. One thread, float32."""
+    adjusted = measured(f"{name}_prior")
     if adjusted:
         plain, taken = (next(t for t in adjusted["tried"] if t["tau"] == tau) for tau in (0, adjusted["tau"]))
         text += f"""
@@ -241,10 +289,37 @@ The judge calls {percent(joint["judged_neutral"])} of the neutralised faces of s
 the shipped network's own answer above counts for more."""
 
 
+def ablation_section(found: dict | None) -> str:
+    if not found:
+        return ""
+    rows = [
+        [kind, r["pictures"], percent(r["plurality"], 2), percent(r["strict"], 2), percent(r["mean_recall"], 2)]
+        for kind, r in found.items()
+        if isinstance(r, dict)
+    ]
+    return f"""
+## Ablation
+
+What the classifier sees of the frozen generator and the picture, each in float after {found["minutes"]:g} minutes of one core (`train ablation`), a fraction of
+the shipped network's training; FER+ valid.
+
+{table(["sees", "pictures shown", "plurality", "strict", "mean recall"], rows)}
+"""
+
+
+def through_the_program(name: str) -> str:
+    found = measured("derl_program") if name == "derl" else None
+    if not found:
+        return ""
+    return f"""
+Through `visaged analyze --crops`, each picture as a file: plurality {percent(found["plurality"], 2)}, strict {percent(found["strict"], 2)}, mean recall {percent(found["mean_recall"], 2)}."""
+
+
 def derl_documents(folder: Path) -> tuple[dict, str]:
-    m, q = measured("derl"), measured("derl_quantisation")
+    name = folder.name
+    m, q = measured(name), measured(f"{name}_quantisation")
     fer, neutrality = m["ferplus_valid"], m["neutrality"]
-    evaluate = f"{RUN} evaluate derl"
+    evaluate = f"{RUN} evaluate {name}"
     protocol = {
         "plurality": "FER+ valid, 48x48 crops resized to 64x64, label with most votes; ties, unknown, not-a-face dropped",
         "strict": "FER+ valid, the label has more than half of all votes",
@@ -268,8 +343,8 @@ def derl_documents(folder: Path) -> tuple[dict, str]:
         )  # fmt: skip
     document = {
         "schema": 1,
-        "name": "derl",
-        "version": VERSIONS["derl"],
+        "name": name,
+        "version": VERSIONS[name],
         "task": "expression",
         "licence": "MIT OR Apache-2.0",
         "labels": list(EMOTIONS),
@@ -302,7 +377,7 @@ def derl_documents(folder: Path) -> tuple[dict, str]:
     }  # fmt: skip
     recall = [[n, percent(fer["float"]["recall"][n]), percent(fer["int8"]["recall"][n])] for n in EMOTIONS]
     confusion = [[n, *row] for n, row in zip(EMOTIONS, fer["confusion"], strict=True)]
-    gen = m.get("joint") or m.get("generator", {})
+    gen = m.get("joint_training") or m.get("generator_training", {})
     names = {
         "render_valid": "renders, unseen people, expressive",
         "still_valid": "renders, unseen people, neutral",
@@ -337,7 +412,7 @@ def derl_documents(folder: Path) -> tuple[dict, str]:
         ]
     ]
     lite = m["litert"]
-    card = f"""# derl
+    card = f"""# {name}
 
 Takes the expression out of a face and reads the emotion from what was taken: De-expression Residue Learning (CVPR 2018).
 {q["mmac"]} MMAC in all.
@@ -349,9 +424,7 @@ Input `luminance` [1, 1, 64, 64]: BT.601 luminance of the aligned 128x128 face, 
 {", ".join(EMOTIONS)}; `residue_energy`, how much was taken out: a weighted mean of
 the delta (see Neutrality), then one value for each pair of equal-size layers (32, 16, 8, 4).
 
-A generator (encoder-decoder, output = input + delta) was trained as a conditional GAN on pairs of an expressive and a
-neutral face, then frozen; small local nets read each pair of equal-size encoder and decoder layers, and their last layers
-together give the emotion. The labels are votes of strangers on pictures found on the web, mostly posed or public faces.
+{METHOD[name]} The labels are votes of strangers on pictures found on the web, mostly posed or public faces.
 The rare classes (disgust, fear, contempt) are weak: see the recall. Faces turned by more than about 35 degrees, smaller
 than 24 px, covered, or of young children are outside of what was measured.
 
@@ -365,7 +438,7 @@ than 24 px, covered, or of young children are outside of what was measured.
 
 Float and int8 give the same answer on {percent(fer["agreement"], 2)} of the pictures. No flips or ensembles at test time. The model
 and the temperature were chosen on this set; no other set was looked at. Expected calibration error (15 bins)
-{fer["ece"]} with temperature {fer["temperature"]} ({fer["ece_before"]} without).
+{fer["ece"]} with temperature {fer["temperature"]} ({fer["ece_before"]} without).{through_the_program(name)}
 
 ### Recall by class
 
@@ -377,12 +450,7 @@ and the temperature were chosen on this set; no other set was looked at. Expecte
 
 ## The neutral face
 
-Against the true neutral face, inside the face oval, grey levels 0..255. `copy` is what leaving the picture as it is would score. `nearer`:
-share of faces whose result is nearer to the true neutral than the input was.
-
-{table(["set", "PSNR dB", "copy", "L1", "copy", "nearer"], generator)}
-
-Int8 changes the neutral face by {m["neutral_parity"]["mean_abs_grey_levels"]} grey levels on average. Of strictly happy or surprised FER+ valid faces,
+{neutral_table(generator)}Int8 changes the neutral face by {m["neutral_parity"]["mean_abs_grey_levels"]} grey levels on average. Of strictly happy or surprised FER+ valid faces,
 {percent(m["neutralised_ferplus"]["happy_or_surprised_called_neutral"])} are called neutral after neutralising
 ({percent(m["neutralised_ferplus"]["before"])} before).
 
@@ -412,10 +480,10 @@ London (studio portraits), through the int8 detector, alignment and the int8 net
 SFHQ pictures by the (loose) text they were searched with:
 
 {table(["text", "called"], queries)}
-{stress_section(measured("derl_stress"))}
+{stress_section(measured("derl_stress")) if name == "derl" else ""}{ablation_section(m.get("ablation_training"))}
 ## Training
 
-{training_text(m)}
+{training_text(m, name)}
 
 ## Quantisation
 
@@ -431,7 +499,7 @@ pictures, logits {lite["logits_mean_abs"]} apart on average. `weights.safetensor
 
 ## Made by
 
-`{RUN} synth`, `{RUN} train generator`, `{RUN} train classifier`, `{RUN} train joint`, `{RUN} quantize derl`, `{evaluate}`, `{RUN} evaluate stress`, `{RUN} report derl`.
+{MADE_BY[name]}
 """
     return document, card
 
@@ -446,6 +514,7 @@ def run(args: argparse.Namespace) -> int:
     makers = {
         "detector": detector_documents,
         "derl": derl_documents,
+        "derl-tiny": derl_documents,
         "identity": portrait("identity", cards.identity_documents),
         "makeup": portrait("makeup", cards.makeup_documents),
     }

@@ -15,15 +15,23 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from . import EMOTIONS, align, augment, data, nets
+from . import align, augment, data, nets
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=["generator", "classifier", "joint", "identity", "makeup"])
+    parser.add_argument("what", choices=["generator", "classifier", "ablation", "joint", "tiny", "identity", "makeup"])
     data.add_data_argument(parser)
     parser.add_argument("--pairs", type=Path, default=data.WORK / "pairs.npz", help="rendered pairs made by `synth`")
     parser.add_argument("--out", type=Path, default=data.WORK, help="folder for checkpoints and logs")
-    parser.add_argument("--generator", type=Path, help="classifier: generator weights (default OUT/generator.pt)")
+    parser.add_argument(
+        "--generator", type=Path, help="classifier: generator weights (default OUT/generator.pt, else those of the bundle)"
+    )
+    parser.add_argument(
+        "--recogniser",
+        type=Path,
+        default=data.BUNDLES / "identity" / "weights.safetensors",
+        help="classifier: weights of the `identity` bundle, whose first blocks it starts from",
+    )
     parser.add_argument(
         "--minutes",
         type=float,
@@ -33,7 +41,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=0, help="pictures a step (default 48 or 64)")
     parser.add_argument("--rate", type=float, default=0.0, help="peak learning rate (default 1.5e-3, 0.07 or 0.04)")
     parser.add_argument(
-        "--bundle", type=Path, default=data.BUNDLES / "derl" / "weights.safetensors", help="joint: the weights it starts from"
+        "--bundle",
+        type=Path,
+        default=data.BUNDLES / "derl" / "weights.safetensors",
+        help="joint: the weights it starts from; tiny: its teacher; classifier: the generator, where there is no checkpoint",
     )
     parser.add_argument("--faces", type=Path, default=data.WORK / "identity_faces.npz", help="identity: made by `faces`")
     parser.add_argument("--descriptor", type=Path, help="identity: folder `model` of @vladmandic/face-api, its first weights")
@@ -127,6 +138,13 @@ def london_pairs(root: Path) -> dict[str, np.ndarray]:
     }
 
 
+def canada_faces(root: Path) -> np.ndarray:
+    """Aligned luminance of each person, all calm."""
+    marks = np.load(root / "canada" / "landmarks.npz")
+    pictures = (data.rgb(root / "canada" / str(f)) for f in marks["files"])
+    return np.stack([align.luminance64(align.align(rgb, p)) for rgb, p in zip(pictures, marks["yunet5"], strict=True)])
+
+
 def generator_data(args) -> dict[str, torch.Tensor]:
     pairs = np.load(args.pairs)
     # Unseen identities judge: every tenth rendered person, every seventh VALID head.
@@ -140,16 +158,11 @@ def generator_data(args) -> dict[str, torch.Tensor]:
     london = np.stack([real["face"], real["neutral"]], 1)
     out["london"] = london[~real["validation"]]
     out["london_valid"] = london[real["validation"]]
-    marks = np.load(args.data / "canada" / "landmarks.npz")
-    canada = [
-        align.luminance64(align.align(data.rgb(args.data / "canada" / str(f)), p))
-        for f, p in zip(marks["files"], marks["yunet5"], strict=True)
-    ]
     train = data.ferplus(args.data, "train")
     faces = align.crop64(train.images)
     share = train.votes[:, :8] / np.maximum(train.votes.sum(1, keepdims=True), 1)
     calm = faces[share[:, 0] >= 0.7]
-    out["calm"] = np.concatenate([calm, *[np.stack(canada)] * 4, *[real["still"][~real["validation"]]] * 4])[:, None]
+    out["calm"] = np.concatenate([calm, *[canada_faces(args.data)] * 4, *[real["still"][~real["validation"]]] * 4])[:, None]
     out["moved"] = faces[(share[:, 0] <= 0.2) & (share[:, 1:8].max(1) >= 0.6)][:, None]
     return {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in out.items()}
 
@@ -300,166 +313,18 @@ def train_generator(args) -> int:
     return 0
 
 
-class Frozen:
-    """The frozen generator as a source of layer pairs. On a CPU it runs in ONNX Runtime, twice as fast as in torch."""
-
-    def __init__(self, generator: nets.Generator, where: torch.device, threads: int):
-        self.generator, self.where, self.net = generator, where, None
-        if where.type == "cpu":
-            import io
-
-            from .yunet import session
-
-            class Pairs(torch.nn.Module):
-                def __init__(self):
-                    super().__init__()
-                    self.generator = generator
-
-                def forward(self, x):
-                    return [t for pair in self.generator(x)[1] for t in pair]
-
-            names = [f"{side}{k}" for k in range(4) for side in "ed"]
-            blob = io.BytesIO()
-            torch.onnx.export(
-                Pairs().eval(),
-                (torch.zeros(2, 1, nets.SIZE, nets.SIZE),),
-                blob,
-                opset_version=17,
-                input_names=["x"],
-                output_names=names,
-                dynamic_axes={n: {0: "n"} for n in ["x", *names]},
-                dynamo=False,
-            )
-            self.net = session(blob.getvalue(), threads)
-
-    @torch.no_grad()
-    def __call__(self, x: torch.Tensor):
-        if self.net is None:
-            return self.generator(last(x.to(self.where)))[1]
-        out = [torch.from_numpy(t) for t in self.net.run(None, {"x": x.contiguous().numpy()})]
-        return list(zip(out[::2], out[1::2], strict=True))
-
-
-# --- classifier ------------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def predict(frozen: Frozen, classifier: nets.Classifier, faces: torch.Tensor) -> torch.Tensor:
-    """Logits for grey faces [N, 1, 64, 64] in grey levels."""
-    classifier.eval()
-    out = [classifier(frozen(augment.standardise(x))) for x in faces.float().split(192)]
-    return torch.cat(out).cpu()
-
-
-def judge_classifier(logits: torch.Tensor, valid: data.Ferplus) -> dict:
-    use = valid.plurality >= 0
-    answer = logits.argmax(1).numpy()
-    right = answer == valid.plurality
-    recall = [float(right[valid.plurality == c].mean()) for c in range(8)]
-    return {
-        "plurality": round(float(right[use].mean()), 4),
-        "strict": round(float(right[valid.strict].mean()), 4),
-        "mean_recall": round(float(np.mean(recall)), 4),
-        "recall": {n: round(r, 3) for n, r in zip(EMOTIONS, recall, strict=True)},
-    }
-
-
-def sampling(target: np.ndarray, balance: float) -> np.ndarray:
-    """Probability of each picture: rare classes come up more often, by `balance`."""
-    winner = target.argmax(1)
-    count = np.bincount(winner, minlength=8)
-    p = (count[winner] / count.sum()) ** -balance
-    return p / p.sum()
-
-
-def train_classifier(args) -> int:
-    torch.manual_seed(args.seed)
-    rng = np.random.default_rng(args.seed)
-    where = device()
-    train, valid = data.ferplus(args.data, "train"), data.ferplus(args.data, "valid")
-    target, keep = data.soft_labels(train.votes)
-    faces = torch.from_numpy(align.crop64(train.images[keep]))[:, None]
-    target = torch.from_numpy(target[keep])
-    chance = sampling(target.numpy(), args.balance)
-    seen = torch.from_numpy(align.crop64(valid.images))[:, None]
-    g = nets.Generator()
-    g.load_state_dict(torch.load(args.generator or args.out / "generator.pt", weights_only=True))
-    g = Frozen(nets.fold(g.eval()).requires_grad_(False).to(where), where, args.threads)
-    c = nets.Classifier().to(where, memory_format=torch.channels_last)
-    average = Average(c, 0.998)
-    peak, batch = args.rate or 0.07, args.batch or 64
-    matrices = [p for p in c.parameters() if p.ndim > 1]
-    others = [p for p in c.parameters() if p.ndim <= 1]
-    opt = torch.optim.SGD(
-        [{"params": matrices, "weight_decay": 5e-4}, {"params": others, "weight_decay": 0}],
-        peak,
-        momentum=0.9,
-        nesterov=True,
-    )
-    checkpoint, step, spent = args.out / "classifier.ckpt", 0, 0.0
-    if args.resume and checkpoint.exists():
-        s = torch.load(checkpoint, weights_only=True)
-        c.load_state_dict(s["c"])
-        average.module.load_state_dict(s["average"])
-        opt.load_state_dict(s["opt"])
-        average.steps = step = s["step"]
-        spent = s["spent"]
-    clock, saved, shown = Clock(args.minutes, spent), time.time(), 0.0
-    bar = tqdm(total=1000, desc="classifier", bar_format="{l_bar}{bar}| {elapsed}<{remaining} {postfix}", mininterval=10)
-    order, at = None, 0
-
-    def state():
-        return {
-            "c": c.state_dict(), "average": average.module.state_dict(), "opt": opt.state_dict(), "step": step,
-            "spent": clock.spent(),
-        }  # fmt: skip
-
-    while (progress := clock.progress()) < 1:
-        for group in opt.param_groups:
-            group["lr"] = rate(progress, step, peak, 300)
-        if order is None or at + batch > len(order):
-            order, at = rng.choice(len(faces), len(faces), p=chance), 0
-        chosen = torch.from_numpy(order[at : at + batch])
-        at += batch
-        x = augment.erase(augment.standardise(augment.photograph(faces[chosen].float())))
-        y = target[chosen].to(where)
-        c.train()
-        logits, heads = c(g(x), auxiliary=True)
-        loss = -(y * F.log_softmax(logits, 1)).sum(1).mean()
-        shown += 0.02 * (loss.item() - shown) if shown else loss.item()
-        for head, share in zip(heads, (0.4, 0.2, 0.1, 0.1), strict=True):
-            loss = loss - share * (y * F.log_softmax(head, 1)).sum(1).mean()
-        opt.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(c.parameters(), 5.0)
-        opt.step()
-        average.update(c)
-        step += 1
-        if time.time() - saved > args.save_every:
-            saved = time.time()
-            save(checkpoint, state())
-            save(args.out / "classifier.pt", average.module.state_dict())
-            r = judge_classifier(predict(g, average.module, seen), valid)
-            r = {"minute": round(clock.spent() / 60, 1), "step": step, "pictures": step * batch, "loss": round(shown, 3), **r}
-            print(json.dumps(r), flush=True)
-        bar.n = int(1000 * progress)
-        bar.set_postfix(step=step, loss=round(shown, 3), refresh=False)
-        bar.update(0)
-    bar.close()
-    save(checkpoint, state())
-    save(args.out / "classifier.pt", average.module.state_dict())
-    result = judge_classifier(predict(g, average.module, seen), valid)
-    result["steps"], result["pictures"] = step, step * batch
-    (args.out / "classifier.json").write_text(json.dumps(result, indent=1))
-    print(json.dumps(result))
-    return 0
-
-
 def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
-    if args.what in ("joint", "identity", "makeup"):
-        from . import identity, joint, makeup
+    from . import classifier, identity, joint, makeup, tiny
 
-        return {"joint": joint.run, "identity": identity.train, "makeup": makeup.train}[args.what](args)
-    return train_generator(args) if args.what == "generator" else train_classifier(args)
+    steps = {
+        "generator": train_generator,
+        "classifier": classifier.train,
+        "ablation": classifier.ablation,
+        "joint": joint.run,
+        "tiny": tiny.train,
+        "identity": identity.train,
+        "makeup": makeup.train,
+    }
+    return steps[args.what](args)
