@@ -303,6 +303,7 @@ class Valid:
 
     def __init__(self, path: Path, rng: np.random.Generator):
         z = self.z = _valid(path)
+        self.sex = "female" if "_F_" in path.stem else "male"
         self.names = z["morph_names"].tolist()
         self.uv = _f4(z["uv_u16"] / 65535)
         self.stretch = rng.normal(1, [0.03, 0.03, 0.05]).astype(np.float32)

@@ -191,6 +191,15 @@ def behind(groups: dict, mean: float, fewest: int = 20) -> str:
     return ("More than five points below it: " + ", ".join(low) + ".") if low else "No group is more than five points below it."
 
 
+def wearing_table(wearing: dict) -> str:
+    if not wearing:
+        return ""
+    rows = [[kind, r["faces"], percent(r["right"]), percent(r["right_without"])] for kind, r in wearing.items()]
+    return f"""{table(["rendered people wearing", "faces", "right", "the same without"], rows)}
+
+"""
+
+
 def stress_section(stress: dict) -> str:
     if not stress:
         return ""
@@ -206,7 +215,7 @@ picture's, made up for by gain, with shot noise and read noise (`visaged_trainin
 
 {curve_tables(stress)}
 
-Recall on the renders: {", ".join(f"{n} {percent(r, 0)}" for n, r in stress["recall"].items())}.
+{wearing_table(stress.get("wearing", {}))}Recall on the renders: {", ".join(f"{n} {percent(r, 0)}" for n, r in stress["recall"].items())}.
 
 ### By group
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from . import EMOTIONS, synth
+from . import EMOTIONS, synth, worn
 
 CROP_TO_FACE = 1.2  # side of the aligned crop in face widths
 WIDTHS_PX = (54, 40, 32, 24, 20, 16, 12)
@@ -30,10 +30,11 @@ def prototype(rng: np.random.Generator, table: dict, label: int) -> dict[str, fl
     return {n: min(0.55 if n == "mouth-open" else 1.0, w * rng.uniform(0.85, 1.1)) for n, w in weights.items()}
 
 
-def draw(root: Path, rig: str, number: int, yaws: tuple[float, ...] | None, seed: int):
+def draw(root: Path, rig: str, number: int, yaws: tuple[float, ...] | None, seed: int, **wears: str):
     """Crops [len(yaws) or 1, 8, 64, 64] of one person, and the groups he or she belongs to."""
     rng = np.random.default_rng([seed, 11, 0 if rig == "makehuman" else 1, number])
     head, table = synth.person(root, rig, number, rng)
+    head = worn.dressed(head, np.random.default_rng([seed, 13, number]), **wears)
     view = synth.scene(rng)
     shapes = [head.shape(prototype(rng, table, label), int(rng.integers(2))) for label in range(len(EMOTIONS))]
     shake = synth.jitter(rng)
@@ -113,6 +114,26 @@ def by_group(groups: list[dict[str, str]], right: np.ndarray) -> dict:
     return result
 
 
+def wearing(root: Path, right, people: int, seed: int) -> dict:
+    """Accuracy of the same people in the same scenes with glasses, the men with beards, against nothing worn."""
+
+    def those(kind: str, **wears: str) -> tuple[np.ndarray, np.ndarray]:
+        drawn = [draw(root, "makehuman", FIRST_PERSON + i, None, seed, **wears) for i in tqdm(range(people), desc=kind)]
+        return np.stack([right(rows[0]) for rows, _ in drawn]), np.array([groups["sex"] == "male" for _, groups in drawn])
+
+    bare, men = those("nothing")
+    result = {}
+    for part, kinds, who in (("glasses", worn.GLASSES, np.full(people, True)), ("beard", worn.BEARDS, men)):
+        for kind in kinds:
+            found, _ = those(kind, **{part: kind})
+            result[kind] = {
+                "faces": int(who.sum()) * len(EMOTIONS),
+                "right": round(float(found[who].mean()), 4),
+                "right_without": round(float(bare[who].mean()), 4),
+            }
+    return result
+
+
 def measure(root: Path, answer, ferplus: tuple[np.ndarray, np.ndarray], people: int = 240, seed: int = 31) -> dict:
     """`answer(faces)` gives a class a face; `ferplus`: crops and labels."""
     rng = np.random.default_rng(seed)
@@ -137,5 +158,6 @@ def measure(root: Path, answer, ferplus: tuple[np.ndarray, np.ndarray], people: 
         "recall": {n: round(float(right[label == c].mean()), 4) for c, n in enumerate(EMOTIONS)},
         "renders": renders,
         "ferplus_valid": curves(faces, lambda x: answer(x) == wanted, rng),
+        "wearing": wearing(root, lambda x: answer(x) == np.arange(len(EMOTIONS)), people // 4, seed),
         "groups": by_group([g for _, g in drawn], right.reshape(-1, len(EMOTIONS))),
     }

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from . import EMOTIONS, data, heads
+from . import EMOTIONS, data, heads, worn
 from .align import similarity, template
 from .raster import draw, resample, vertex_normals
 
@@ -33,6 +33,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--people", type=int, default=1400, help="random MakeHuman people")
     parser.add_argument("--valid-rounds", type=int, default=20, help="scenes for each of the 42 VALID heads")
     parser.add_argument("--expressions", type=int, default=6, help="expressive pictures a scene")
+    parser.add_argument("--worn", type=float, default=0.0, help="share of people with glasses, and of the men with a beard")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--resume", action="store_true", help="go on from the parts already written")
     parser.add_argument("--calibrate", action="store_true", help="measure the landmark offsets instead, and store them")
@@ -153,10 +154,12 @@ def person(root: Path, rig: str, number: int, rng: np.random.Generator):
     return heads.Valid(files[number % len(files)], rng), heads.VALID
 
 
-def scene_pairs(root: Path, rig: str, number: int, expressions: int, seed: int):
+def scene_pairs(root: Path, rig: str, number: int, expressions: int, seed: int, share_worn: float = 0.0):
     """All pairs of one scene: expressive [K,64,64], neutral [K,64,64], labels [K]; the first pair is (neutral, neutral)."""
     rng = np.random.default_rng([seed, 0 if rig == "makehuman" else 1, number])
     head, table = person(root, rig, number, rng)
+    if share_worn:
+        head = worn.at_random(head, np.random.default_rng([seed, 13, number]), share_worn)
     view = scene(rng)
     base = head.shape({})
     still = grey(render(head, view, base))
@@ -219,7 +222,7 @@ def run(args: argparse.Namespace) -> int:
             continue
         a, b, y, who, rig_of = [], [], [], [], []
         for rig, number in jobs[start : start + block]:
-            p, q, label = scene_pairs(root, rig, number, args.expressions, args.seed)
+            p, q, label = scene_pairs(root, rig, number, args.expressions, args.seed, args.worn)
             a.append(p)
             b.append(q)
             y.append(label)
