@@ -97,6 +97,21 @@ def calibration_error(p: np.ndarray, label: np.ndarray, bins: int = 15) -> float
     return float(sum(abs(right[where == b].mean() - top[where == b].mean()) * (where == b).mean() for b in np.unique(where)))
 
 
+def reliability(p: np.ndarray, label: np.ndarray, bins: int = 10) -> list[dict]:
+    """By certainty of the answer: how many answers, how certain on average, how many of them right."""
+    top, right = p.max(1), p.argmax(1) == label
+    where = np.minimum((top * bins).astype(int), bins - 1)
+    return [
+        {
+            "from": round(b / bins, 2),
+            "pictures": int((where == b).sum()),
+            "certain": round(float(top[where == b].mean()), 4),
+            "right": round(float(right[where == b].mean()), 4),
+        }
+        for b in np.unique(where)
+    ]
+
+
 def fit_temperature(logits: np.ndarray, label: np.ndarray) -> float:
     grid = np.exp(np.linspace(np.log(0.4), np.log(3), 120))
     loss = [-np.log(softmax(logits, t)[np.arange(len(label)), label] + 1e-9).mean() for t in grid]
@@ -199,6 +214,7 @@ def run_derl(args: argparse.Namespace) -> int:
         "confusion": confusion.tolist(),
         "temperature": temperature,
         "ece": round(calibration_error(softmax(b["logits"][use], temperature), label), 4),
+        "reliability": reliability(softmax(b["logits"][use], temperature), label),
         "ece_before": round(calibration_error(softmax(b["logits"][use]), label), 4),
     }
     lite = through(litert(args, name, small), faces, "tflite")

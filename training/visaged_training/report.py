@@ -298,6 +298,28 @@ The judge calls {percent(joint["judged_neutral"])} of the neutralised faces of s
 the shipped network's own answer above counts for more."""
 
 
+def reliability_plot(rows: list[dict], width: int = 50) -> str:
+    """One line a bin: a bar as long as the share that is right, and a mark where the certainty is."""
+    if not rows:
+        return ""
+    lines = []
+    for r in rows:
+        bar = ["#" if i < round(r["right"] * width) else "." for i in range(width + 1)]
+        bar[round(r["certain"] * width)] = "|"
+        told = f"{percent(r['right']):>7} right of {r['pictures']:>4}, certain {percent(r['certain'])}"
+        lines.append(f"{r['from']:.1f}  {''.join(bar)}  {told}")
+    plot = "\n".join(lines)
+    return f"""### Calibration, int8
+
+By the probability of the answer, from the value on the left up: the bar is the share that is right, `|` is the mean probability.
+
+```
+{plot}
+```
+
+"""
+
+
 def ablation_section(found: dict | None) -> str:
     if not found:
         return ""
@@ -449,7 +471,7 @@ Float and int8 give the same answer on {percent(fer["agreement"], 2)} of the pic
 and the temperature were chosen on this set; no other set was looked at. Expected calibration error (15 bins)
 {fer["ece"]} with temperature {fer["temperature"]} ({fer["ece_before"]} without).{through_the_program(name)}
 
-### Recall by class
+{reliability_plot(fer.get("reliability", []))}### Recall by class
 
 {table(["class", "float", "int8"], recall)}
 

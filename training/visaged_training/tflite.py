@@ -231,10 +231,10 @@ class _Converter:
         """Weights in LiteRT's order, and the bias, as integers behind an int8 input, else as floats."""
         w = weight.value if of.step else weight.floats()
         out = [self.data("weights", w.transpose(order), weight.scale if of.step else None, order.index(weight.axis))]
-        if bias is None:
-            return out
         if not of.step:
-            return [*out, self.data("bias", bias.floats())]
+            return [*out, self.data("bias", bias.floats())] if bias else out
+        # LiteRT's convolution on integers insists on a bias.
+        bias = bias or Constant(np.zeros(len(weight.scale), np.int32))
         unit = (np.float32(of.step[0]) * weight.scale).astype(np.float32)
         value = bias.value if bias.value.dtype == np.int32 else np.rint(bias.value / unit.astype(np.float64)).astype(np.int32)
         return [*out, self.data("bias", value, unit)]
