@@ -122,8 +122,7 @@ def frozen_generator(checkpoint: Path, bundle: Path) -> nets.Generator:
         g.load_state_dict(torch.load(checkpoint, weights_only=True, map_location="cpu"))
         return nets.fold(g.eval()).requires_grad_(False)
     nets.fold(g.eval())
-    weights = load_file(bundle)
-    g.load_state_dict({k.removeprefix("generator."): v for k, v in weights.items() if k.startswith("generator.")})
+    g.load_state_dict(nets.part(load_file(bundle), "generator"))
     return g.requires_grad_(False)
 
 

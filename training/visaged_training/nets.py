@@ -262,6 +262,11 @@ def fold(module: nn.Module) -> nn.Module:
     return module
 
 
+def part(weights: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    """The weights of one part of a module, by their names within it."""
+    return {k.removeprefix(f"{name}."): v for k, v in weights.items() if k.startswith(f"{name}.")}
+
+
 def unfold(module: nn.Module, weights: dict[str, torch.Tensor], *batch) -> None:
     """Weights without batch norm back into a module with it; `batch`, its inputs, gives each layer its statistics.
 

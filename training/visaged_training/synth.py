@@ -15,16 +15,17 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from . import EMOTIONS, data, heads, worn
+from . import EMOTIONS, data, heads, ict, worn
 from .align import similarity, template
 from .raster import draw, resample, vertex_normals
 
 CANVAS = 168  # the scene is drawn larger than the 128 crop, so that alignment and jitter have room
 # Where YuNet puts its points against the mesh points, in units of the eye distance (measured by `synth --calibrate`).
-OFFSETS = {"makehuman": np.zeros((5, 2)), "valid": np.zeros((5, 2))}
+RIGS = ("makehuman", "valid", "ict")
+OFFSETS = {rig: np.zeros((5, 2)) for rig in RIGS}
 _calibration = data.PACKAGE / "landmark_offsets.json"
 if _calibration.exists():
-    OFFSETS = {k: np.asarray(v) for k, v in json.loads(_calibration.read_text()).items()}
+    OFFSETS |= {k: np.asarray(v) for k, v in json.loads(_calibration.read_text()).items()}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +33,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=data.WORK / "pairs.npz", help="where the pairs go")
     parser.add_argument("--people", type=int, default=1400, help="random MakeHuman people")
     parser.add_argument("--valid-rounds", type=int, default=20, help="scenes for each of the 42 VALID heads")
+    parser.add_argument("--ict", type=int, default=0, help="random people of ICT Face Model Light")
     parser.add_argument("--expressions", type=int, default=6, help="expressive pictures a scene")
+    parser.add_argument(
+        "--flows", type=int, default=0, help="write flows.npz instead: so many rendered expressions for real faces"
+    )
     parser.add_argument("--worn", type=float, default=0.0, help="share of people with glasses, and of the men with a beard")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--resume", action="store_true", help="go on from the parts already written")
@@ -150,13 +155,15 @@ def jitter(rng: np.random.Generator) -> np.ndarray:
 def person(root: Path, rig: str, number: int, rng: np.random.Generator):
     if rig == "makehuman":
         return heads.MakeHuman(root, rng), heads.MAKEHUMAN
+    if rig == "ict":
+        return ict.Ict(root, rng), ict.EXPRESSIONS
     files = sorted((root / "valid").glob("*.npz"))
     return heads.Valid(files[number % len(files)], rng), heads.VALID
 
 
 def scene_pairs(root: Path, rig: str, number: int, expressions: int, seed: int, share_worn: float = 0.0):
     """All pairs of one scene: expressive [K,64,64], neutral [K,64,64], labels [K]; the first pair is (neutral, neutral)."""
-    rng = np.random.default_rng([seed, 0 if rig == "makehuman" else 1, number])
+    rng = np.random.default_rng([seed, RIGS.index(rig), number])
     head, table = person(root, rig, number, rng)
     if share_worn:
         head = worn.at_random(head, np.random.default_rng([seed, 13, number]), share_worn)
@@ -184,7 +191,7 @@ def calibrate(root: Path, seed: int) -> dict:
 
     net = yunet.session(root / "weights" / "yunet_s_dynamic.onnx")
     out = {}
-    for rig in ("makehuman", "valid"):
+    for rig in RIGS:
         diffs = []
         for number in tqdm(range(84), desc=rig):
             rng = np.random.default_rng([seed, 7, number])
@@ -209,9 +216,15 @@ def run(args: argparse.Namespace) -> int:
         _calibration.write_text(json.dumps(calibrate(root, args.seed), indent=1) + "\n")
         return 0
     args.out.parent.mkdir(parents=True, exist_ok=True)
+    if args.flows:
+        from . import moved  # needs torch
+
+        np.savez(args.out.with_name("flows.npz"), **moved.bank(root, args.flows, args.seed))
+        return 0
     parts = args.out.with_suffix(".parts")
     parts.mkdir(exist_ok=True)
     jobs = [("makehuman", i) for i in range(args.people)] + [("valid", i) for i in range(42 * args.valid_rounds)]
+    jobs += [("ict", i) for i in range(args.ict)]
     block = 100
     started, drawn = time.process_time(), 0
     bar = tqdm(total=len(jobs), desc="scenes")
@@ -226,8 +239,8 @@ def run(args: argparse.Namespace) -> int:
             a.append(p)
             b.append(q)
             y.append(label)
-            who += [number if rig == "makehuman" else number % 42] * len(label)
-            rig_of += [rig == "valid"] * len(label)
+            who += [number % 42 if rig == "valid" else number] * len(label)
+            rig_of += [RIGS.index(rig)] * len(label)
             drawn += len(label)
             bar.update(1)
         np.savez(

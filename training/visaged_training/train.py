@@ -14,15 +14,20 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from tqdm import tqdm
 
 from . import align, augment, data, nets
+from .moved import Mover
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=["generator", "classifier", "ablation", "joint", "tiny", "identity", "makeup"])
     data.add_data_argument(parser)
     parser.add_argument("--pairs", type=Path, default=data.WORK / "pairs.npz", help="rendered pairs made by `synth`")
+    parser.add_argument(
+        "--flows", type=Path, default=data.WORK / "flows.npz", help="expressions for real faces, made by `synth --flows`"
+    )
     parser.add_argument("--out", type=Path, default=data.WORK, help="folder for checkpoints and logs")
     parser.add_argument(
         "--generator", type=Path, help="classifier: generator weights (default OUT/generator.pt, else those of the bundle)"
@@ -47,6 +52,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=data.BUNDLES / "derl" / "weights.safetensors",
         help="joint: the weights it starts from; tiny: its teacher; classifier: the generator, where there is no checkpoint",
     )
+    parser.add_argument("--from-bundle", action="store_true", help="generator: go on from the bundle's weights")
     parser.add_argument("--faces", type=Path, default=data.WORK / "identity_faces.npz", help="identity: made by `faces`")
     parser.add_argument("--descriptor", type=Path, help="identity: folder `model` of @vladmandic/face-api, its first weights")
     parser.add_argument("--weights", type=Path, help="identity, makeup: weights.safetensors of a bundle to go on from")
@@ -149,7 +155,7 @@ def canada_faces(root: Path) -> np.ndarray:
 def generator_data(args) -> dict[str, torch.Tensor]:
     pairs = np.load(args.pairs)
     # Unseen identities judge: every tenth rendered person, every seventh VALID head.
-    held = np.where(pairs["rig"] == 0, pairs["person"] % 10 == 3, pairs["person"] % 7 == 3)
+    held = np.where(pairs["rig"] == 1, pairs["person"] % 7 == 3, pairs["person"] % 10 == 3)
     pair = np.stack([pairs["face"], pairs["neutral"]], 1)
     out = {"render": pair[~held], "render_label": pairs["label"][~held]}
     some = np.nonzero(held & (pairs["label"] != 0))[0][:800]
@@ -215,15 +221,21 @@ def train_generator(args) -> int:
     where = device()
     d = generator_data(args)
     print({k: len(v) for k, v in d.items()}, flush=True)
-    g = nets.Generator().to(where, memory_format=torch.channels_last)
+    g = nets.Generator()
+    if args.from_bundle:
+        start = torch.cat([d[kind][:96, :1] for kind in ("render", "calm", "moved")]).float()
+        weights = load_file(args.bundle)
+        nets.unfold(g, nets.part(weights, "generator"), augment.standardise(start))
+    g = g.to(where, memory_format=torch.channels_last)
     pair_judge, face_judge = (nets.Discriminator(n).to(where, memory_format=torch.channels_last) for n in (2, 1))
     average = Average(g, 0.998)
     peak = args.rate or 1.5e-3
     opt = torch.optim.AdamW(g.parameters(), peak, betas=(0.5, 0.99), weight_decay=0.01)
     opt_d = torch.optim.Adam([*pair_judge.parameters(), *face_judge.parameters()], 4e-4, betas=(0.5, 0.99))
     batch = args.batch or 48
-    n_render, n_london = batch // 2, batch // 8
-    n_calm, n_moved = batch // 6, batch - batch // 2 - batch // 8 - batch // 6
+    mover = Mover(args.flows)
+    n_render, n_london, n_lent, n_calm = batch // 4, batch // 8, batch // 4, batch // 8
+    n_moved = batch - n_render - n_london - n_lent - n_calm
     weights = weight_map().to(where)
     calm_area = (weights < 1).float()
     checkpoint, step, spent = args.out / "generator.ckpt", 0, 0.0
@@ -255,13 +267,14 @@ def train_generator(args) -> int:
             group["lr"] = rate(progress, step, peak, 100)
         rendered = augment.affine(pick("render", n_render), 0.05, 0.03, 0.02)
         real = augment.affine(pick("london", n_london), 0.15, 0.08, 0.06)
+        lent = augment.affine(mover(pick("calm", n_lent)), 0.15, 0.1, 0.08)
         calm = augment.affine(pick("calm", n_calm).repeat(1, 2, 1, 1), 0.12, 0.08, 0.06)
         moved = augment.affine(pick("moved", n_moved).repeat(1, 2, 1, 1), 0.12, 0.08, 0.06)
-        pairs = torch.cat([rendered, real, calm, moved])
+        pairs = torch.cat([rendered, real, lent, calm, moved])
         pairs = augment.noise(augment.small(augment.tone(pairs)))
         pairs = last(augment.standardise(pairs, pairs[:, :1]).to(where))
         x, target = pairs[:, :1], pairs[:, 1:]
-        n_known = n_render + n_london + n_calm
+        n_known = n_render + n_london + n_lent + n_calm
         g.train()
         delta, _ = g(last(x))
         made = x + delta
@@ -284,7 +297,7 @@ def train_generator(args) -> int:
             fake = made.detach()
             real_pair = pair_judge(last(torch.cat([x, target], 1)[:n_known]))
             fake_pair = pair_judge(last(torch.cat([x, fake], 1)[:n_known]))
-            real_face = face_judge(last(x[n_render + n_london : n_known]))
+            real_face = face_judge(last(x[n_known - n_calm : n_known]))
             fake_face = face_judge(last(fake[n_known:]))
             loss_d = F.relu(1 - real_pair).mean() + F.relu(1 + fake_pair).mean()
             loss_d = loss_d + F.relu(1 - real_face).mean() + F.relu(1 + fake_face).mean()
