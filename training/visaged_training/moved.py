@@ -116,6 +116,8 @@ class Mover:
     """Puts expressions of a bank on calm faces."""
 
     def __init__(self, path: Path):
+        if not path.exists():
+            raise SystemExit(f"{path} is missing: `python -m visaged_training synth --flows 1000` makes it")
         held = np.load(path)
         self.bank = [torch.from_numpy(held[k]) for k in PARTS]
         self.oval, self.still = nets.face_mask(), still_grid()

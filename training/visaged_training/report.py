@@ -279,8 +279,8 @@ def training_text(m: dict, name: str) -> str:
     if name == "derl-tiny":
         text = TINY_TRAINING.format(**m["tiny_training"])
     else:
-        text = f"""Generator alone: {gen.get("pictures", "?")} pictures shown (rendered pairs of MakeHuman and VALID heads, London pairs, FER+ faces without a known
-neutral), then frozen. Classifier on it: {took.get("pictures", "?")} pictures, from the first blocks of the recogniser in the `identity` bundle; soft vote labels (single
+        text = f"""Generator alone: {gen.get("pictures", "?")} pictures shown (rendered pairs of MakeHuman, VALID and ICT heads, London pairs, calm photographs moved
+as rendered heads move, FER+ faces without a known neutral) after those of the bundle before, then frozen. Classifier on it: {took.get("pictures", "?")} pictures, from the first blocks of the recogniser in the `identity` bundle; soft vote labels (single
 votes dropped), rare classes shown more often, two posed faces of London or Canada in 64, moving average of the weights. One thread, float32."""
     adjusted = measured(f"{name}_prior")
     if adjusted:
@@ -402,8 +402,10 @@ def derl_documents(folder: Path) -> tuple[dict, str]:
             },
             {"source": "MakeHuman heads", "licence": "CC0-1.0", "use": "rendered pairs for the generator"},
             {"source": "VALID avatars @ c4719df7a2b6", "licence": "MIT", "use": "rendered pairs for the generator"},
+            {"source": "ICT-FaceKit @ da5f95a607f5", "licence": "MIT", "use": "rendered pairs and expressions for the generator"},
             {"source": "webmorphR.stim London and Canada", "licence": "CC BY 4.0", "use": "pairs and neutral faces (12 people held out), calibration, neutrality, measurement"},
             {"source": "SFHQ", "licence": "MIT", "use": "measurement"},
+            {"source": "the `identity` bundle (see its card: dlib's descriptor, LFW, FER+, SFHQ, London, Canada)", "licence": "MIT", "use": "first weights of the classifier"},
         ],
     }  # fmt: skip
     recall = [[n, percent(fer["float"]["recall"][n]), percent(fer["int8"]["recall"][n])] for n in EMOTIONS]
@@ -504,7 +506,8 @@ expression in the face, as it does with many smiles of FER+, neutrality is too h
 
 ## Outside FER+: the whole way on colour pictures
 
-London (studio portraits), through the int8 detector, alignment and the int8 net. Held out: 12 people the generator never saw.
+London (studio portraits), through the int8 detector, alignment and the int8 net. Held out: 12 people that generator and classifier never saw (the
+recogniser whose blocks the classifier began with did, without knowing an expression).
 
 {table(["pictures", "count", "right", "right, held out", "called", "median neutrality", "neutralised, called neutral"], calls)}
 
