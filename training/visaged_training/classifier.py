@@ -24,6 +24,8 @@ from .train import Average, Clock, canada_faces, device, last, london_pairs, rat
 from .yunet import session
 
 POSED = 2  # of the pictures of a step
+# Smiling and calm London people, calm Canadians. One set smiles no more often than not, lest its look stand for a smile.
+SHARES = (0.42, 0.42, 0.16)
 SOFTENED = 0.2  # of a posed face's certainty goes to the other emotions
 # Where the recogniser's blocks go.
 TAKEN = {"block1": "blocks.0", "halve2": "blocks.3", "block2": "blocks.4", "halve3": "blocks.7"}
@@ -136,7 +138,7 @@ class Faces:
         self.faces = crops(train.images[keep])
         self.target = torch.from_numpy(target[keep])
         self.chance = sampling(target[keep], args.balance)
-        self.smiling, self.calm = posed(args.data)
+        self.smiling, self.calm, self.frontal = posed(args.data)
         self.order, self.at = self.rng.permutation(0), 0
 
     def ferplus(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -149,8 +151,9 @@ class Faces:
     def draw(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Grey levels [N, C, 64, 64], labels [N, 8]."""
         faces, votes = self.ferplus(count - POSED)
-        label = torch.randint(0, 2, (POSED,))
-        stills = [pool[torch.randint(0, len(pool), ())] for pool in ((self.calm, self.smiling)[k] for k in label)]
+        kind = torch.multinomial(torch.tensor(SHARES), POSED, replacement=True)
+        pools, label = (self.smiling, self.calm, self.frontal), (kind == 0).long()
+        stills = [pool[torch.randint(0, len(pool), ())] for pool in (pools[k] for k in kind)]
         sure = F.one_hot(label, 8) * (1 - SOFTENED) + SOFTENED / 8
         return torch.cat([faces, torch.stack(stills).float()]), torch.cat([votes, sure])
 
@@ -165,12 +168,11 @@ def crops(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(align.crop64(images))[:, None]
 
 
-def posed(root: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Smiling and calm faces u8 [N, 1, 64, 64]: London people of the training, and Canada's calm ones."""
+def posed(root: Path) -> tuple[torch.Tensor, ...]:
+    """London people of the training smiling and calm, and calm Canadians, each u8 [N, 1, 64, 64]."""
     real = london_pairs(root)
     use = ~real["validation"]
-    calm = np.concatenate([real["still"][use], canada_faces(root)])
-    return torch.from_numpy(real["face"][use])[:, None], torch.from_numpy(calm)[:, None]
+    return tuple(torch.from_numpy(f)[:, None] for f in (real["face"][use], real["still"][use], canada_faces(root)))
 
 
 def ablation(args: argparse.Namespace) -> int:

@@ -50,7 +50,7 @@ class Lessons(Faces):
         super().__init__(args)
         self.faces, sure = teach(teacher, self.faces)
         self.target = (1 - TRUST) * self.target + TRUST * sure
-        self.calm, self.smiling = (teach(teacher, faces)[0] for faces in (self.calm, self.smiling))
+        self.smiling, self.calm, self.frontal = (teach(teacher, faces)[0] for faces in (self.smiling, self.calm, self.frontal))
 
     def step(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Standardised faces with their neutral ones [N, 2, 64, 64], labels [N, 8]."""
