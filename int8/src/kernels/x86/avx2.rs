@@ -12,6 +12,8 @@ pub(crate) struct Avx2;
 impl Simd for Avx2 {
     type Whole = Two<Self>;
     type Half = One<Self>;
+    type Double = Self::Whole;
+    type Quadruple = Self::Whole;
     type PairedWhole = Two<Pairs>;
     type PairedHalf = One<Pairs>;
     type PairedDouble = Four<Pairs>;

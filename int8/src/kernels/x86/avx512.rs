@@ -12,8 +12,10 @@ use super::{Bytes, Diet, Lanes, Simd, Work};
 pub(crate) struct Avx512Vnni;
 
 impl Simd for Avx512Vnni {
-    type Whole = Sixteen;
+    type Whole = Vectors<1>;
     type Half = One<Self>;
+    type Double = Vectors<2>;
+    type Quadruple = Vectors<4>;
     type PairedWhole = Self::Whole;
     type PairedHalf = Self::Half;
     type PairedDouble = Self::Whole;
@@ -70,29 +72,55 @@ impl Product for Avx512Vnni {
     }
 }
 
-/// 16 channels in one vector.
+/// 16 channels in each of `N` vectors, whose lanes are ordered so that packing puts the bytes side by side in their order.
 #[derive(Debug)]
-pub(super) struct Sixteen;
+pub(super) struct Vectors<const N: usize>;
 
-/// The lowest `count` of 16 lanes.
-fn mask(count: usize) -> __mmask16 {
-    if count >= BLOCK { !0 } else { (1 << count) - 1 }
+/// The channel of each lane of `n` vectors.
+pub(super) const fn order(n: usize) -> &'static [usize] {
+    match n {
+        1 => const { &ordered::<1, BLOCK>([0, 2, 1, 3]) },
+        2 => const { &ordered::<2, { 2 * BLOCK }>([0, 2, 1, 3]) },
+        _ => const { &ordered::<4, { 4 * BLOCK }>([0, 1, 2, 3]) },
+    }
 }
 
-impl Lanes for Sixteen {
-    type Sums = __m512i;
+/// Pixels whose sums the registers hold beside the weights of a step.
+pub(super) const fn tile(n: usize) -> usize {
+    if n == 1 { 12 } else { 24 / n }
+}
+
+/// Packing brings the same quarter of every vector together; `places` says where each quarter goes then.
+const fn ordered<const N: usize, const LANES: usize>(places: [usize; 4]) -> [usize; LANES] {
+    let mut order = [0; LANES];
+    let mut lane = 0;
+    while lane < LANES {
+        let (vector, quarter) = (lane / BLOCK, lane % BLOCK / 4);
+        order[lane] = (places[quarter] * N + vector) * 4 + lane % 4;
+        lane += 1;
+    }
+    order
+}
+
+impl<const N: usize> Lanes for Vectors<N> {
+    type Sums = [__m512i; N];
     type Input = __m512i;
 
-    const CHANNELS: usize = BLOCK;
-    const ORDER: &'static [usize] = &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
-    const TILE: usize = 24;
-    const BLOCKS: usize = 4;
+    const CHANNELS: usize = N * BLOCK;
+    const ORDER: &'static [usize] = order(N);
+    const TILE: usize = tile(N);
     const DIET: Diet = Diet::Quads;
 
     #[inline(always)]
-    unsafe fn load(from: *const i32) -> __m512i {
-        // SAFETY: 16 values, by the contract.
-        unsafe { _mm512_loadu_si512(from.cast()) }
+    unsafe fn load(from: *const i32) -> Self::Sums {
+        // SAFETY: 16 values for each vector, by the contract.
+        unsafe {
+            let mut sums = [_mm512_setzero_si512(); N];
+            for (i, sums) in sums.iter_mut().enumerate() {
+                *sums = _mm512_loadu_si512(from.add(i * BLOCK).cast());
+            }
+            sums
+        }
     }
 
     #[inline(always)]
@@ -102,32 +130,125 @@ impl Lanes for Sixteen {
     }
 
     #[inline(always)]
-    unsafe fn dot(sums: __m512i, input: __m512i, weights: *const u8) -> __m512i {
-        // SAFETY: 64 weights, by the contract.
-        unsafe { _mm512_dpbusd_epi32(sums, input, _mm512_load_si512(weights.cast())) }
+    unsafe fn dot(mut sums: Self::Sums, input: __m512i, weights: *const u8) -> Self::Sums {
+        for (i, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: 64 bytes of weights for each vector, by the contract.
+            unsafe {
+                let weights = _mm512_load_si512(weights.add(i * 64).cast());
+                *sums = _mm512_dpbusd_epi32(*sums, input, held(weights));
+            }
+        }
+        sums
     }
 
     #[inline(always)]
-    unsafe fn round<const SLOPE: bool>(sums: __m512i, scale: *const f32, slope: *const f32) -> __m512i {
-        // SAFETY: 16 of each, by the contract.
-        unsafe { round::<SLOPE>(sums, scale, slope) }
+    unsafe fn round<const SLOPE: bool>(mut sums: Self::Sums, scale: *const f32, slope: *const f32) -> Self::Sums {
+        for (i, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: 16 of each for each vector, by the contract.
+            unsafe { *sums = round::<SLOPE>(*sums, scale.add(i * BLOCK), slope.add(i * BLOCK)) };
+        }
+        sums
     }
 
     #[inline(always)]
-    unsafe fn store<const NATURAL: bool>(rounded: __m512i, bounds: &Bounds, to: *mut u8, count: usize) {
-        // SAFETY: `count` bytes can be written, by the contract; masked lanes are not.
+    unsafe fn store<const NATURAL: bool>(rounded: Self::Sums, bounds: &Bounds, to: *mut u8, count: usize) {
+        // SAFETY: `count` bytes can be written, by the contract, which is all of them where there are several vectors.
         unsafe {
-            let value = _mm512_add_epi32(rounded, _mm512_load_si512(bounds.wide_zero.as_ptr().cast()));
-            let value = _mm512_max_epi32(value, _mm512_load_si512(bounds.wide_low.as_ptr().cast()));
-            let value = _mm512_min_epi32(value, _mm512_load_si512(bounds.wide_high.as_ptr().cast()));
-            _mm_mask_storeu_epi8(to.cast(), mask(count), _mm512_cvtepi32_epi8(value));
+            match rounded.as_slice() {
+                [one] => _mm_mask_storeu_epi8(to.cast(), mask(count), pack_one::<NATURAL>(*one, bounds)),
+                [first, second] => _mm256_storeu_si256(to.cast(), pack_two::<NATURAL>(*first, *second, bounds)),
+                [a, b, c, d] => _mm512_storeu_si512(to.cast(), pack_four::<NATURAL>([*a, *b, *c, *d], bounds)),
+                _ => unreachable!("one, two or four vectors"),
+            }
         }
     }
 
     #[inline(always)]
-    unsafe fn spill(sums: __m512i, to: *mut i32) {
-        // SAFETY: 16 values, by the contract.
-        unsafe { _mm512_storeu_si512(to.cast(), sums) };
+    unsafe fn spill(sums: Self::Sums, to: *mut i32) {
+        // SAFETY: 16 values for each vector, by the contract.
+        unsafe {
+            let mut lanes = [0i32; BLOCK];
+            for (i, sums) in sums.into_iter().enumerate() {
+                _mm512_storeu_si512(lanes.as_mut_ptr().cast(), sums);
+                for (quarter, lanes) in lanes.as_chunks::<4>().0.iter().enumerate() {
+                    to.add(Self::ORDER[i * BLOCK + quarter * 4]).cast::<[i32; 4]>().write(*lanes);
+                }
+            }
+        }
+    }
+}
+
+/// The same weights, of which the compiler does not know that they lie in memory too: it would read them again for each pixel, and 512
+/// bits take as long to read as to multiply.
+///
+/// # Safety
+/// The processor has AVX-512.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn held(mut weights: __m512i) -> __m512i {
+    // SAFETY: does nothing.
+    unsafe {
+        std::arch::asm!("/* {} */", inout(zmm_reg) weights, options(pure, nomem, nostack, preserves_flags));
+    }
+    weights
+}
+
+/// The lowest `count` of 16 lanes.
+#[inline(always)]
+fn mask(count: usize) -> __mmask16 {
+    (0xffff_u32 >> (BLOCK - count.min(BLOCK))) as __mmask16
+}
+
+/// Rounded values of 16 channels to bytes within the bounds.
+#[inline(always)]
+unsafe fn pack_one<const NATURAL: bool>(rounded: __m512i, bounds: &Bounds) -> __m128i {
+    // SAFETY: loads from `bounds`, the rest is arithmetic.
+    unsafe {
+        let (low, high) = (_mm512_castsi512_si256(rounded), _mm512_extracti64x4_epi64::<1>(rounded));
+        let mut words = _mm256_packs_epi32(low, high);
+        if !NATURAL {
+            words = _mm256_adds_epi16(words, _mm256_load_si256(bounds.zero.as_ptr().cast()));
+        }
+        let bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+        if NATURAL {
+            return bytes;
+        }
+        let bytes = _mm_max_epu8(bytes, _mm_load_si128(bounds.low.as_ptr().cast()));
+        _mm_min_epu8(bytes, _mm_load_si128(bounds.high.as_ptr().cast()))
+    }
+}
+
+/// Rounded values of 32 channels, likewise.
+#[inline(always)]
+unsafe fn pack_two<const NATURAL: bool>(first: __m512i, second: __m512i, bounds: &Bounds) -> __m256i {
+    // SAFETY: loads from `bounds`, the rest is arithmetic.
+    unsafe {
+        let mut words = _mm512_packs_epi32(first, second);
+        if !NATURAL {
+            words = _mm512_adds_epi16(words, _mm512_set1_epi16(bounds.zero[0]));
+        }
+        let bytes = _mm256_packus_epi16(_mm512_castsi512_si256(words), _mm512_extracti64x4_epi64::<1>(words));
+        if NATURAL {
+            return bytes;
+        }
+        let bytes = _mm256_max_epu8(bytes, _mm256_load_si256(bounds.low.as_ptr().cast()));
+        _mm256_min_epu8(bytes, _mm256_load_si256(bounds.high.as_ptr().cast()))
+    }
+}
+
+/// Rounded values of 64 channels, or of 64 bytes, likewise.
+#[inline(always)]
+unsafe fn pack_four<const NATURAL: bool>(rounded: [__m512i; 4], bounds: &Bounds) -> __m512i {
+    // SAFETY: loads from `bounds`, the rest is arithmetic.
+    unsafe {
+        let (low, high) = (_mm512_packs_epi32(rounded[0], rounded[1]), _mm512_packs_epi32(rounded[2], rounded[3]));
+        if NATURAL {
+            return _mm512_packus_epi16(low, high);
+        }
+        let zero = _mm512_set1_epi16(bounds.zero[0]);
+        let bytes = _mm512_packus_epi16(_mm512_adds_epi16(low, zero), _mm512_adds_epi16(high, zero));
+        let bytes = _mm512_max_epu8(bytes, _mm512_set1_epi8(bounds.low[0] as i8));
+        _mm512_min_epu8(bytes, _mm512_set1_epi8(bounds.high[0] as i8))
     }
 }
 
@@ -222,12 +343,7 @@ impl Bytes for Taps512 {
                 round::<SLOPE>(sums[2], at(2).0, at(2).1),
                 round::<SLOPE>(sums[3], at(3).0, at(3).1),
             ];
-            let zero = _mm512_set1_epi16(bounds.zero[0]);
-            let low = _mm512_adds_epi16(_mm512_packs_epi32(rounded[0], rounded[1]), zero);
-            let high = _mm512_adds_epi16(_mm512_packs_epi32(rounded[2], rounded[3]), zero);
-            let bytes = _mm512_packus_epi16(low, high);
-            let bytes = _mm512_max_epu8(bytes, _mm512_set1_epi8(bounds.low[0] as i8));
-            _mm512_min_epu8(bytes, _mm512_set1_epi8(bounds.high[0] as i8))
+            pack_four::<false>(rounded, bounds)
         }
     }
 

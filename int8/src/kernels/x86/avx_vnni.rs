@@ -12,6 +12,8 @@ pub(crate) struct AvxVnni;
 impl Simd for AvxVnni {
     type Whole = Two<Self>;
     type Half = One<Self>;
+    type Double = Self::Whole;
+    type Quadruple = Self::Whole;
     type PairedWhole = Self::Whole;
     type PairedHalf = Self::Half;
     type PairedDouble = Self::Whole;

@@ -15,6 +15,9 @@ const PIXELS: usize = 12;
 /// Channels that are computed together where they pair alike.
 const DOUBLE: usize = 2 * BLOCK;
 
+/// Most channels of a block.
+const MOST_LANES: usize = 4 * BLOCK;
+
 /// How a layer's input bytes meet in safe pairs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pairing {
@@ -43,19 +46,21 @@ impl Pairing {
 
 /// A packed layer.
 #[derive(Debug)]
-pub(super) struct Dense<S, W, H, D = W> {
+pub(super) struct Dense<S, W, H, D = W, Q = W> {
     grid: Grid,
     strips: Strips,
     /// Bytes of input that one run takes.
     length: usize,
-    /// Blocks of 32 channels, where `D` is of so many.
+    /// Blocks of 64 channels, where `Q` is of so many.
+    quadruple: Packing,
+    /// Blocks of 32 channels, behind them, likewise.
     double: Packing,
     /// Blocks of 16 channels, behind them.
     whole: Packing,
     /// At most one block of up to 8, behind them.
     half: Packing,
     finish: Finish,
-    of: PhantomData<(S, W, H, D)>,
+    of: PhantomData<(S, W, H, D, Q)>,
 }
 
 /// Blocks of one kind of [`Lanes`].
@@ -169,21 +174,25 @@ impl Packing {
     }
 }
 
-impl<S: Simd, W: Lanes, H: Lanes, D: Lanes> Dense<S, W, H, D> {
+impl<S: Simd, W: Lanes, H: Lanes, D: Lanes, Q: Lanes> Dense<S, W, H, D, Q> {
     const WIDEN: bool = matches!(W::DIET, Diet::Wide);
 
     pub(super) fn new(spec: DenseSpec) -> Self {
         let strips = Strips::new(&spec, if Self::WIDEN { 2 } else { 1 });
+        let whole_blocks = |of: usize, channels: usize| if of > BLOCK { channels / of * of } else { 0 };
+        let quadruples = whole_blocks(Q::CHANNELS, spec.channels);
+        let doubles = whole_blocks(D::CHANNELS, spec.channels - quadruples);
         // The last block is a half one where that holds the rest.
         let rest = spec.channels % BLOCK;
         let half = if rest <= 8 { rest } else { 0 };
-        let doubles = if D::CHANNELS == DOUBLE { spec.channels / DOUBLE * DOUBLE } else { 0 };
+        let whole = spec.channels - quadruples - doubles - half;
         let finish = Finish::new(spec.post.clone());
         Self {
             grid: spec.grid,
             length: spec.quads * QUAD * if Self::WIDEN { 2 } else { 1 },
-            double: Packing::new::<D>(&spec, &strips, &finish, 0, doubles),
-            whole: Packing::new::<W>(&spec, &strips, &finish, doubles, spec.channels - half - doubles),
+            quadruple: Packing::new::<Q>(&spec, &strips, &finish, 0, quadruples),
+            double: Packing::new::<D>(&spec, &strips, &finish, quadruples, doubles),
+            whole: Packing::new::<W>(&spec, &strips, &finish, quadruples + doubles, whole),
             half: Packing::new::<H>(&spec, &strips, &finish, spec.channels - half, half),
             strips,
             finish,
@@ -191,13 +200,12 @@ impl<S: Simd, W: Lanes, H: Lanes, D: Lanes> Dense<S, W, H, D> {
         }
     }
 
-    /// A row of output pixels, all channels of one packing from `channel` on, `BLOCKS` blocks.
+    /// A row of output pixels, the block of one packing that begins with `channel`.
     ///
     /// # Safety
     /// As for [`Layer::run`]; `input` and `output` are of the first pixel.
-    unsafe fn row<L: Lanes, const BLOCKS: usize>(&self, packing: &Packing, channel: usize, line: Line) {
-        let pixels = (L::TILE / BLOCKS).min(PIXELS);
-        let tiles = line.pixels.div_ceil(pixels);
+    unsafe fn row<L: Lanes>(&self, packing: &Packing, channel: usize, line: Line) {
+        let tiles = line.pixels.div_ceil(L::TILE);
         // Tiles of two sizes that differ by one: a remainder of one pixel would run at half the speed.
         let (size, larger) = (line.pixels / tiles, line.pixels % tiles);
         let width = self.finish.width();
@@ -207,13 +215,11 @@ impl<S: Simd, W: Lanes, H: Lanes, D: Lanes> Dense<S, W, H, D> {
                 length: self.length,
                 inputs: &packing.inputs[channel / L::CHANNELS],
                 weights: packing.weights.at(packing.blocks[channel / L::CHANNELS]),
-                // Blocks that are computed together take the same steps.
-                block: packing.blocks.get(1).map_or(0, |second| second - packing.blocks[0]),
                 bias: packing.bias.at(channel),
                 scale: packing.scale.at(channel),
                 slope: packing.slope.at(channel),
                 channel: packing.start + channel,
-                channels: (packing.channels - channel).min(BLOCKS * L::CHANNELS),
+                channels: (packing.channels - channel).min(L::CHANNELS),
                 finish: &self.finish,
                 input: line.input,
                 output: line.output.add((packing.start + channel) * width),
@@ -222,54 +228,46 @@ impl<S: Simd, W: Lanes, H: Lanes, D: Lanes> Dense<S, W, H, D> {
             };
             let done = larger * (size + 1);
             if larger > 0 {
-                row.run::<S, L, BLOCKS>(size + 1, larger);
+                row.run::<S, L>(size + 1, larger);
             }
             let rest = Row {
                 input: row.input.wrapping_add(done * row.input_step),
                 output: row.output.wrapping_add(done * row.output_step),
                 ..row
             };
-            rest.run::<S, L, BLOCKS>(size, tiles - larger);
+            rest.run::<S, L>(size, tiles - larger);
         }
     }
 
-    /// A row of output pixels, all channels.
+    /// Rows of output pixels, all channels of one packing.
+    ///
+    /// # Safety
+    /// As for [`Dense::row`].
+    unsafe fn blocks<L: Lanes>(&self, packing: &Packing, lines: &[Line]) {
+        for channel in (0..packing.channels).step_by(L::CHANNELS) {
+            for &line in lines {
+                // SAFETY: by this function's contract.
+                unsafe { self.row::<L>(packing, channel, line) };
+            }
+        }
+    }
+
+    /// Rows of output pixels, all channels.
     ///
     /// # Safety
     /// As for [`Dense::row`].
     unsafe fn rows(&self, lines: &[Line]) {
-        for channel in (0..self.double.channels).step_by(D::CHANNELS) {
-            for &line in lines {
-                // SAFETY: by this function's contract.
-                unsafe { self.row::<D, 1>(&self.double, channel, line) };
-            }
-        }
-        let mut channel = 0;
-        while channel < self.whole.channels {
-            let blocks = (self.whole.channels - channel).div_ceil(BLOCK).min(W::BLOCKS);
-            for &line in lines {
-                // SAFETY: by this function's contract.
-                unsafe {
-                    match blocks {
-                        1 => self.row::<W, 1>(&self.whole, channel, line),
-                        2 => self.row::<W, 2>(&self.whole, channel, line),
-                        3 => self.row::<W, 3>(&self.whole, channel, line),
-                        _ => self.row::<W, 4>(&self.whole, channel, line),
-                    }
-                }
-            }
-            channel += blocks * BLOCK;
-        }
-        if self.half.channels > 0 {
-            for &line in lines {
-                // SAFETY: by this function's contract.
-                unsafe { self.row::<H, 1>(&self.half, 0, line) };
-            }
+        // SAFETY: by this function's contract.
+        unsafe {
+            self.blocks::<Q>(&self.quadruple, lines);
+            self.blocks::<D>(&self.double, lines);
+            self.blocks::<W>(&self.whole, lines);
+            self.blocks::<H>(&self.half, lines);
         }
     }
 }
 
-impl<S: Simd, W: Lanes, H: Lanes, D: Lanes> Layer for Dense<S, W, H, D> {
+impl<S: Simd, W: Lanes, H: Lanes, D: Lanes, Q: Lanes> Layer for Dense<S, W, H, D, Q> {
     unsafe fn run(&self, memory: Memory, area: Area, scratch: &mut Scratch) {
         debug_assert!(!Self::WIDEN || scratch.len() >= self.scratch());
         let scratch = scratch.as_mut_ptr();
@@ -347,14 +345,12 @@ impl Work for Widen<'_> {
     }
 }
 
-/// Some blocks of channels of pixels side by side.
+/// A block of channels of pixels side by side.
 #[derive(Clone, Copy)]
 struct Row<'a> {
     length: usize,
     inputs: &'a Inputs,
     weights: *const u8,
-    /// Bytes of weights of a block.
-    block: usize,
     bias: *const i32,
     scale: *const f32,
     slope: *const f32,
@@ -372,7 +368,7 @@ impl Row<'_> {
     ///
     /// # Safety
     /// As for [`Dense::row`].
-    unsafe fn run<S: Simd, L: Lanes, const BLOCKS: usize>(&self, pixels: usize, tiles: usize) {
+    unsafe fn run<S: Simd, L: Lanes>(&self, pixels: usize, tiles: usize) {
         macro_rules! tiles {
             ($($pixels:literal)*) => {
                 match pixels {
@@ -380,9 +376,9 @@ impl Row<'_> {
                         // SAFETY: by this function's contract.
                         unsafe {
                             match self.finish.way {
-                                Way::Plain => S::enter(Tiles::<L, $pixels, BLOCKS, PLAIN>(*self, tiles, PhantomData)),
-                                Way::Slope => S::enter(Tiles::<L, $pixels, BLOCKS, SLOPE>(*self, tiles, PhantomData)),
-                                Way::General => S::enter(Tiles::<L, $pixels, BLOCKS, GENERAL>(*self, tiles, PhantomData)),
+                                Way::Plain => S::enter(Tiles::<L, $pixels, PLAIN>(*self, tiles, PhantomData)),
+                                Way::Slope => S::enter(Tiles::<L, $pixels, SLOPE>(*self, tiles, PhantomData)),
+                                Way::General => S::enter(Tiles::<L, $pixels, GENERAL>(*self, tiles, PhantomData)),
                             }
                         }
                     })*
@@ -405,19 +401,19 @@ fn apart(mut address: *const u8) -> *const u8 {
 }
 
 /// Tiles side by side.
-struct Tiles<'a, L, const PIXELS: usize, const BLOCKS: usize, const WAY: u8>(Row<'a>, usize, PhantomData<L>);
+struct Tiles<'a, L, const PIXELS: usize, const WAY: u8>(Row<'a>, usize, PhantomData<L>);
 
-impl<L: Lanes, const PIXELS: usize, const BLOCKS: usize, const WAY: u8> Work for Tiles<'_, L, PIXELS, BLOCKS, WAY> {
+impl<L: Lanes, const PIXELS: usize, const WAY: u8> Work for Tiles<'_, L, PIXELS, WAY> {
     #[inline(always)]
     unsafe fn run(self) {
         // Other sizes are never asked for; this keeps them from being compiled.
-        if PIXELS * BLOCKS > L::TILE || BLOCKS > L::BLOCKS {
+        if PIXELS > L::TILE {
             return;
         }
         let Self(mut row, tiles, _) = self;
         for _ in 0..tiles {
             // SAFETY: by the contract of `Row::run`.
-            unsafe { row.tile::<L, PIXELS, BLOCKS, WAY>() };
+            unsafe { row.tile::<L, PIXELS, WAY>() };
             row.input = row.input.wrapping_add(PIXELS * row.input_step);
             row.output = row.output.wrapping_add(PIXELS * row.output_step);
         }
@@ -430,14 +426,9 @@ impl Row<'_> {
     /// # Safety
     /// As for [`Dense::row`].
     #[inline(always)]
-    unsafe fn tile<L: Lanes, const PIXELS: usize, const BLOCKS: usize, const WAY: u8>(&self) {
-        // SAFETY: there is a bias for each lane of each block.
-        let bias = |block: usize| unsafe { L::load(self.bias.add(block * L::CHANNELS)) };
-        let mut biases = [bias(0); BLOCKS];
-        for (block, sums) in biases.iter_mut().enumerate().skip(1) {
-            *sums = bias(block);
-        }
-        let mut sums = [biases; PIXELS];
+    unsafe fn tile<L: Lanes, const PIXELS: usize, const WAY: u8>(&self) {
+        // SAFETY: there is a bias for each lane.
+        let mut sums = [unsafe { L::load(self.bias) }; PIXELS];
         let mut weights = self.weights;
         // Not a function: a call of a closure knows nothing of the instructions that are switched on here.
         macro_rules! step {
@@ -448,10 +439,7 @@ impl Row<'_> {
                     let origin = apart(self.input.wrapping_add($at));
                     for (pixel, sums) in sums.iter_mut().enumerate() {
                         let $first = origin.wrapping_add(pixel * self.input_step);
-                        let input = $input;
-                        for (block, sums) in sums.iter_mut().enumerate() {
-                            *sums = L::dot(*sums, input, weights.add(block * self.block));
-                        }
+                        *sums = L::dot(*sums, $input, weights);
                     }
                     weights = weights.add(L::CHANNELS * 4);
                 }
@@ -480,8 +468,8 @@ impl Row<'_> {
         // SAFETY: the pixels' outputs exist and are this task's.
         unsafe {
             match self.finish.bounds.natural {
-                true => self.put_all::<L, PIXELS, BLOCKS, WAY, true>(&sums),
-                false => self.put_all::<L, PIXELS, BLOCKS, WAY, false>(&sums),
+                true => self.put_all::<L, PIXELS, WAY, true>(&sums),
+                false => self.put_all::<L, PIXELS, WAY, false>(&sums),
             }
         }
     }
@@ -491,38 +479,39 @@ impl Row<'_> {
     /// # Safety
     /// As for [`Dense::row`]; `NATURAL` only where [`Bounds::natural`](finish::Bounds::natural) is.
     #[inline(always)]
-    unsafe fn put_all<L: Lanes, const PIXELS: usize, const BLOCKS: usize, const WAY: u8, const NATURAL: bool>(
+    unsafe fn put_all<L: Lanes, const PIXELS: usize, const WAY: u8, const NATURAL: bool>(
         &self,
-        sums: &[[L::Sums; BLOCKS]; PIXELS],
+        sums: &[L::Sums; PIXELS],
     ) {
-        for (pixel, sums) in sums.iter().enumerate() {
-            for (block, &sums) in sums.iter().enumerate() {
-                // SAFETY: the pixel's outputs exist and are this task's.
-                unsafe { self.put::<L, WAY, NATURAL>(sums, block, self.output.add(pixel * self.output_step)) };
-            }
+        // Written out: in a loop that is not unrolled the sums would have to lie in memory, from the first product on.
+        macro_rules! put {
+            ($($pixel:literal)*) => {
+                $(if $pixel < PIXELS {
+                    // SAFETY: the pixel's outputs exist and are this task's.
+                    unsafe { self.put::<L, WAY, NATURAL>(sums[$pixel], self.output.add($pixel * self.output_step)) };
+                })*
+            };
         }
+        put!(0 1 2 3 4 5 6 7 8 9 10 11);
     }
 
-    /// Finishes and writes a block of one pixel.
+    /// Finishes and writes one pixel.
     ///
     /// # Safety
-    /// `output` is where the first block's outputs of the pixel go.
+    /// `output` is where the block's outputs of the pixel go.
     #[inline(always)]
-    unsafe fn put<L: Lanes, const WAY: u8, const NATURAL: bool>(&self, sums: L::Sums, block: usize, output: *mut u8) {
-        let first = block * L::CHANNELS;
-        let count = self.channels - first;
-        // SAFETY: constants exist for each lane of the block, outputs for `count` of its channels.
+    unsafe fn put<L: Lanes, const WAY: u8, const NATURAL: bool>(&self, sums: L::Sums, output: *mut u8) {
+        // SAFETY: constants exist for each lane of the block, outputs for `channels` of its channels.
         unsafe {
             if WAY == GENERAL {
-                self.put_general::<L>(sums, first, count.min(L::CHANNELS), output);
+                self.put_general::<L>(sums, output);
                 return;
             }
-            let (scale, slope) = (self.scale.add(first), self.slope.add(first));
             let rounded = match WAY {
-                SLOPE => L::round::<true>(sums, scale, slope),
-                _ => L::round::<false>(sums, scale, slope),
+                SLOPE => L::round::<true>(sums, self.scale, self.slope),
+                _ => L::round::<false>(sums, self.scale, self.slope),
             };
-            L::store::<NATURAL>(rounded, &self.finish.bounds, output.add(first), count.min(L::CHANNELS));
+            L::store::<NATURAL>(rounded, &self.finish.bounds, output, self.channels);
         }
     }
 
@@ -531,18 +520,18 @@ impl Row<'_> {
     /// # Safety
     /// As for [`Row::put`].
     #[inline(always)]
-    unsafe fn put_general<L: Lanes>(&self, sums: L::Sums, first: usize, count: usize, output: *mut u8) {
+    unsafe fn put_general<L: Lanes>(&self, sums: L::Sums, output: *mut u8) {
         let post = &self.finish.post;
-        let mut spilled = [0; DOUBLE];
+        let mut spilled = [0; MOST_LANES];
         // SAFETY: constants are filled up to whole blocks of 16; the outputs are the pixel's.
         unsafe {
             L::spill(sums, spilled.as_mut_ptr());
-            for part in (0..count).step_by(BLOCK) {
-                let channel = self.channel + first + part;
+            for part in (0..self.channels).step_by(BLOCK) {
+                let channel = self.channel + part;
                 let (scale, slope) = (post.scale[channel..].as_ptr(), self.finish.slopes[channel..].as_ptr());
                 let values = finish::general(post, spilled.as_ptr().add(part), scale, slope);
-                let output = output.add((first + part) * self.finish.width());
-                finish::put(post, &values, output, (count - part).min(BLOCK));
+                let output = output.add(part * self.finish.width());
+                finish::put(post, &values, output, (self.channels - part).min(BLOCK));
             }
         }
     }

@@ -60,6 +60,8 @@ struct Vl256;
 impl Simd for Vl256 {
     type Whole = Two<Self>;
     type Half = One<Self>;
+    type Double = Self::Whole;
+    type Quadruple = Self::Whole;
     type PairedWhole = Self::Whole;
     type PairedHalf = Self::Half;
     type PairedDouble = Self::Whole;

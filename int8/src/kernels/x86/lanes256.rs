@@ -136,7 +136,12 @@ const FOUR_ORDER: [usize; 2 * BLOCK] = [
 
 /// Finishing of 16 channels in two vectors, whatever the products.
 #[inline(always)]
-unsafe fn store_two_vectors<const NATURAL: bool>(rounded: [__m256i; 2], bounds: &Bounds, to: *mut u8, count: usize) {
+pub(super) unsafe fn store_two_vectors<const NATURAL: bool>(
+    rounded: [__m256i; 2],
+    bounds: &Bounds,
+    to: *mut u8,
+    count: usize,
+) {
     // SAFETY: `count` bytes can be written, by the callers' contracts.
     unsafe {
         let words = _mm256_packs_epi32(rounded[0], rounded[1]);
@@ -207,7 +212,6 @@ impl<P: Product> Lanes for Two<P> {
     const CHANNELS: usize = BLOCK;
     const ORDER: &'static [usize] = &TWO_ORDER;
     const TILE: usize = P::WHOLE_TILE;
-    const BLOCKS: usize = 1;
     const DIET: Diet = P::DIET;
 
     #[inline(always)]
@@ -264,7 +268,6 @@ impl<P: Product> Lanes for Four<P> {
     const CHANNELS: usize = 2 * BLOCK;
     const ORDER: &'static [usize] = &FOUR_ORDER;
     const TILE: usize = P::WHOLE_TILE / 2;
-    const BLOCKS: usize = 1;
     const DIET: Diet = P::DIET;
 
     #[inline(always)]
@@ -340,7 +343,6 @@ impl<P: Product> Lanes for One<P> {
     const CHANNELS: usize = 8;
     const ORDER: &'static [usize] = &[0, 1, 2, 3, 4, 5, 6, 7];
     const TILE: usize = P::HALF_TILE;
-    const BLOCKS: usize = 1;
     const DIET: Diet = P::DIET;
 
     #[inline(always)]

@@ -56,7 +56,7 @@ impl<S: Simd> Kernels for X86<S> {
                 None => {}
             }
         }
-        Box::new(dense::Dense::<S, S::Whole, S::Half>::new(spec))
+        Box::new(dense::Dense::<S, S::Whole, S::Half, S::Double, S::Quadruple>::new(spec))
     }
 
     fn depthwise(&self, spec: DepthwiseSpec) -> Box<dyn Layer> {
@@ -78,6 +78,10 @@ trait Simd: Copy + Send + Sync + Debug + 'static {
     type Whole: Lanes;
     /// Sums of 8 output channels of one pixel.
     type Half: Lanes;
+    /// Sums of 32 output channels of one pixel, where there is a gain in that; else [`Simd::Whole`].
+    type Double: Lanes;
+    /// Sums of 64 output channels of one pixel, likewise.
+    type Quadruple: Lanes;
     /// [`Simd::Whole`] for input bytes in safe pairs, where there is a gain in that.
     type PairedWhole: Lanes;
     /// [`Simd::Half`] likewise.
@@ -144,7 +148,7 @@ enum Diet {
     Pairs,
 }
 
-/// The sums of some output channels of one pixel, in one, two or four vectors.
+/// The sums of some output channels of one pixel, in vectors of its own.
 ///
 /// # Safety
 /// As for [`Simd`].
@@ -158,10 +162,8 @@ trait Lanes: Debug + Send + Sync + 'static {
     const CHANNELS: usize;
     /// The channel of each lane.
     const ORDER: &'static [usize];
-    /// Sums that the registers hold.
+    /// Pixels whose sums the registers hold, at most twelve.
     const TILE: usize;
-    /// Blocks of channels that are computed together, at most.
-    const BLOCKS: usize;
     /// How input and weights are taken.
     const DIET: Diet;
 

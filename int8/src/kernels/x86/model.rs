@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 use super::super::BLOCK;
 use super::finish::Bounds;
 use super::lanes256::{self, One, Product, Taps, Two};
-use super::{Avx2, Bytes, Diet, Lanes, Simd, Work};
+use super::{Avx2, Bytes, Diet, Lanes, Simd, Work, avx512};
 
 /// What `vpdpbusd` does: bytes 0 and 2, then 1 and 3, as 16-bit integers.
 #[inline(always)]
@@ -21,7 +21,7 @@ unsafe fn dpbusd(sums: __m256i, input: __m256i, weights: __m256i) -> __m256i {
 }
 
 macro_rules! model {
-    ($(#[$doc:meta])* $name:ident, $whole:ty, $wide:ty) => {
+    ($(#[$doc:meta])* $name:ident, $whole:ty, $double:ty, $quadruple:ty, $wide:ty) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug)]
         pub(super) struct $name;
@@ -29,6 +29,8 @@ macro_rules! model {
         impl Simd for $name {
             type Whole = $whole;
             type Half = One<Self>;
+            type Double = $double;
+            type Quadruple = $quadruple;
             type PairedWhole = $whole;
             type PairedHalf = One<Self>;
             type PairedDouble = $whole;
@@ -84,34 +86,33 @@ macro_rules! model {
 
 model!(
     /// AVX-VNNI.
-    Model256, Two<Self>, Taps<Self>
+    Model256, Two<Self>, Two<Self>, Two<Self>, Taps<Self>
 );
 model!(
     /// AVX-512 VNNI.
-    Model512, Sixteen, Taps512
+    Model512, Vectors<1>, Vectors<2>, Vectors<4>, Taps512
 );
 
 /// A 512-bit vector.
 type Vector = [__m256i; 2];
 
-/// 16 channels in order.
+/// 16 channels in each of `N` vectors.
 #[derive(Debug)]
-pub(super) struct Sixteen;
+pub(super) struct Vectors<const N: usize>;
 
-impl Lanes for Sixteen {
-    type Sums = Vector;
+impl<const N: usize> Lanes for Vectors<N> {
+    type Sums = [Vector; N];
     type Input = __m256i;
 
-    const CHANNELS: usize = BLOCK;
-    const ORDER: &'static [usize] = &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
-    const TILE: usize = 24;
-    const BLOCKS: usize = 4;
+    const CHANNELS: usize = N * BLOCK;
+    const ORDER: &'static [usize] = avx512::order(N);
+    const TILE: usize = avx512::tile(N);
     const DIET: Diet = Diet::Quads;
 
     #[inline(always)]
-    unsafe fn load(from: *const i32) -> Vector {
-        // SAFETY: 16 values, by the contract.
-        unsafe { load(from.cast()) }
+    unsafe fn load(from: *const i32) -> Self::Sums {
+        // SAFETY: 16 values for each vector, by the contract.
+        std::array::from_fn(|i| unsafe { load(from.add(i * BLOCK).cast()) })
     }
 
     #[inline(always)]
@@ -121,36 +122,62 @@ impl Lanes for Sixteen {
     }
 
     #[inline(always)]
-    unsafe fn dot(sums: Vector, input: __m256i, weights: *const u8) -> Vector {
-        // SAFETY: 64 weights, by the contract.
-        unsafe {
-            let weights = load(weights);
-            [dpbusd(sums[0], input, weights[0]), dpbusd(sums[1], input, weights[1])]
+    unsafe fn dot(mut sums: Self::Sums, input: __m256i, weights: *const u8) -> Self::Sums {
+        for (i, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: 64 weights for each vector, by the contract.
+            unsafe {
+                let weights = load(weights.add(i * 64));
+                *sums = [dpbusd(sums[0], input, weights[0]), dpbusd(sums[1], input, weights[1])];
+            }
         }
+        sums
     }
 
     #[inline(always)]
-    unsafe fn round<const SLOPE: bool>(sums: Vector, scale: *const f32, slope: *const f32) -> Vector {
-        // SAFETY: 16 of each, by the contract.
-        unsafe { round::<SLOPE>(sums, scale, slope) }
+    unsafe fn round<const SLOPE: bool>(mut sums: Self::Sums, scale: *const f32, slope: *const f32) -> Self::Sums {
+        for (i, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: 16 of each for each vector, by the contract.
+            *sums = unsafe { round::<SLOPE>(*sums, scale.add(i * BLOCK), slope.add(i * BLOCK)) };
+        }
+        sums
     }
 
     #[inline(always)]
-    unsafe fn store<const NATURAL: bool>(rounded: Vector, bounds: &Bounds, to: *mut u8, count: usize) {
-        let mut values = [0i32; BLOCK];
-        // SAFETY: 16 values here, `count` bytes there, by the contract.
+    unsafe fn store<const NATURAL: bool>(rounded: Self::Sums, bounds: &Bounds, to: *mut u8, count: usize) {
+        // SAFETY: `count` bytes can be written, by the contract.
         unsafe {
-            Self::spill(rounded, values.as_mut_ptr());
-            for (i, value) in values.into_iter().enumerate().take(count) {
-                to.add(i).write((value + bounds.wide_zero[i]).max(bounds.wide_low[i]).min(bounds.wide_high[i]) as u8);
+            match rounded.as_slice() {
+                [one] => lanes256::store_two_vectors::<NATURAL>(*one, bounds, to, count),
+                [first, second] => {
+                    let words = |half: usize| _mm256_packs_epi32(first[half], second[half]);
+                    let zero = _mm256_load_si256(bounds.zero.as_ptr().cast());
+                    let (low, high) = (_mm256_adds_epi16(words(0), zero), _mm256_adds_epi16(words(1), zero));
+                    let bytes = _mm256_packus_epi16(low, high);
+                    let bytes = _mm256_max_epu8(bytes, _mm256_load_si256(bounds.low.as_ptr().cast()));
+                    let bytes = _mm256_min_epu8(bytes, _mm256_load_si256(bounds.high.as_ptr().cast()));
+                    _mm256_storeu_si256(to.cast(), bytes);
+                }
+                [a, b, c, d] => {
+                    let half = |h: usize| lanes256::pack([a[h], b[h], c[h], d[h]], bounds);
+                    store([half(0), half(1)], to);
+                }
+                _ => unreachable!("one, two or four vectors"),
             }
         }
     }
 
     #[inline(always)]
-    unsafe fn spill(sums: Vector, to: *mut i32) {
-        // SAFETY: 16 values, by the contract.
-        unsafe { store(sums, to.cast()) };
+    unsafe fn spill(sums: Self::Sums, to: *mut i32) {
+        for (i, vector) in sums.into_iter().enumerate() {
+            let mut lanes = [0i32; BLOCK];
+            // SAFETY: 16 lanes here, and a place there for each, by the contract.
+            unsafe {
+                store(vector, lanes.as_mut_ptr().cast());
+                for (lane, sum) in lanes.into_iter().enumerate() {
+                    to.add(Self::ORDER[i * BLOCK + lane]).write(sum);
+                }
+            }
+        }
     }
 }
 
