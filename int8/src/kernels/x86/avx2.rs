@@ -2,8 +2,9 @@
 
 use std::arch::x86_64::*;
 
+use super::super::{DepthwiseSpec, Layer};
 use super::lanes256::{Four, One, Product, Taps, Two};
-use super::{Diet, Simd, Work};
+use super::{Diet, Simd, Work, march};
 
 /// AVX2 without FMA.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +26,10 @@ impl Simd for Avx2 {
 
     const WIDEN: bool = true;
     const ALONG: usize = 16;
+
+    fn depthwise_3x3(spec: &DepthwiseSpec) -> Option<Box<dyn Layer>> {
+        march::layer::<Self>(spec)
+    }
 
     #[inline(always)]
     unsafe fn enter<W: Work>(work: W) {

@@ -2,10 +2,10 @@
 
 use std::arch::x86_64::*;
 
-use super::super::BLOCK;
+use super::super::{BLOCK, DepthwiseSpec, Layer};
 use super::finish::Bounds;
 use super::lanes256::{One, Product, Taps};
-use super::{Bytes, Diet, Lanes, Simd, Work};
+use super::{Bytes, Diet, Lanes, Simd, Work, columns};
 
 /// AVX-512 F, BW, VL and VNNI.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +27,10 @@ impl Simd for Avx512Vnni {
 
     const WIDEN: bool = false;
     const ALONG: usize = 32;
+
+    fn depthwise_3x3(spec: &DepthwiseSpec) -> Option<Box<dyn Layer>> {
+        is_x86_feature_detected!("avx512vbmi").then(|| columns::layer::<Vbmi>(spec)).flatten()
+    }
 
     #[inline(always)]
     unsafe fn enter<W: Work>(work: W) {
@@ -257,15 +261,21 @@ unsafe fn pack_four<const NATURAL: bool>(rounded: [__m512i; 4], bounds: &Bounds)
 unsafe fn round<const SLOPE: bool>(sums: __m512i, scale: *const f32, slope: *const f32) -> __m512i {
     // SAFETY: 16 of each, by the callers' contracts.
     unsafe {
-        let value = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), _mm512_loadu_ps(scale));
-        let value = match SLOPE {
-            true => {
-                let below = below_zero(value);
-                _mm512_mask_mul_ps(value, below, value, _mm512_loadu_ps(slope))
-            }
+        let slope = if SLOPE { _mm512_loadu_ps(slope) } else { _mm512_setzero_ps() };
+        _mm512_cvtps_epi32(scaled::<SLOPE>(_mm512_cvtepi32_ps(sums), _mm512_loadu_ps(scale), slope))
+    }
+}
+
+/// Values times their scale, and below zero times their slope.
+#[inline(always)]
+unsafe fn scaled<const SLOPE: bool>(value: __m512, scale: __m512, slope: __m512) -> __m512 {
+    // SAFETY: arithmetic only.
+    unsafe {
+        let value = _mm512_mul_ps(value, scale);
+        match SLOPE {
+            true => _mm512_mask_mul_ps(value, below_zero(value), value, slope),
             false => value,
-        };
-        _mm512_cvtps_epi32(value)
+        }
     }
 }
 
@@ -275,6 +285,105 @@ unsafe fn below_zero(value: __m512) -> __mmask16 {
     // SAFETY: arithmetic only.
     unsafe { _mm512_cmp_ps_mask::<_CMP_LT_OQ>(value, _mm512_setzero_ps()) }
 }
+
+/// AVX-512 VNNI and VBMI.
+#[derive(Debug)]
+struct Vbmi;
+
+impl columns::Sixteen for Vbmi {
+    type Vector = __m512i;
+
+    #[inline(always)]
+    unsafe fn enter<W: Work>(work: W) {
+        #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+        unsafe fn inner<W: Work>(work: W) {
+            // SAFETY: by `enter`'s contract.
+            unsafe { work.run() }
+        }
+        // SAFETY: by `enter`'s contract the processor has these instructions.
+        unsafe { inner(work) }
+    }
+
+    #[inline(always)]
+    unsafe fn column(rows: [*const u8; 3]) -> __m512i {
+        // SAFETY: 16 bytes of each row, by the contract.
+        unsafe {
+            let row = |i: usize| _mm_loadu_si128(rows[i].cast());
+            let (upper, third) = (_mm256_set_m128i(row(1), row(0)), row(2));
+            let order = _mm512_load_si512((&raw const COLUMN).cast());
+            _mm512_permutex2var_epi8(_mm512_castsi256_si512(upper), order, _mm512_castsi128_si512(third))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn lanes(from: *const u8) -> __m512i {
+        // SAFETY: 64 aligned bytes, by the contract.
+        unsafe { _mm512_load_si512(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot(sums: __m512i, column: __m512i, weights: __m512i) -> __m512i {
+        // SAFETY: arithmetic only.
+        unsafe { _mm512_dpbusd_epi32(sums, column, weights) }
+    }
+
+    #[inline(always)]
+    unsafe fn put<const SLOPE: bool, const NATURAL: bool, const COUNT: usize>(
+        sums: [__m512i; columns::PIXELS],
+        constants: [__m512i; 2],
+        bounds: &Bounds,
+        to: *mut u8,
+        step: usize,
+    ) {
+        // SAFETY: sixteen bytes of each of `COUNT` pixels can be written, by the contract; the rest is arithmetic.
+        unsafe {
+            let [scale, slope] = [_mm512_castsi512_ps(constants[0]), _mm512_castsi512_ps(constants[1])];
+            // Step by step for all pixels: of what waits for something else the processor keeps only so much in view.
+            let mut values = [scale; columns::PIXELS];
+            for (value, sums) in values.iter_mut().zip(sums) {
+                *value = _mm512_cvtepi32_ps(sums);
+            }
+            for value in &mut values {
+                *value = scaled::<SLOPE>(*value, scale, slope);
+            }
+            let mut rounded = sums;
+            for (rounded, value) in rounded.iter_mut().zip(values) {
+                *rounded = _mm512_cvtps_epi32(value);
+            }
+            // Packing brings the same four channels of all pixels together.
+            let order = _mm512_load_si512((&raw const PIXEL_BY_PIXEL).cast());
+            let bytes = _mm512_permutexvar_epi32(order, pack_four::<NATURAL>(rounded, bounds));
+            _mm_storeu_si128(to.cast(), _mm512_castsi512_si128(bytes));
+            if COUNT > 1 {
+                _mm_storeu_si128(to.add(step).cast(), _mm512_extracti32x4_epi32::<1>(bytes));
+            }
+            if COUNT > 2 {
+                _mm_storeu_si128(to.add(2 * step).cast(), _mm512_extracti32x4_epi32::<2>(bytes));
+            }
+            if COUNT > 3 {
+                _mm_storeu_si128(to.add(3 * step).cast(), _mm512_extracti32x4_epi32::<3>(bytes));
+            }
+        }
+    }
+}
+
+/// A vector's worth of constants.
+#[repr(C, align(64))]
+struct Aligned<T>(T);
+
+/// Where each byte of a lane is: in the first 16 of one vector, the next 16, the first 16 of another; the fourth meets a weight of zero.
+static COLUMN: Aligned<[u8; 64]> = {
+    let mut bytes = [0; 64];
+    let mut i = 0;
+    while i < 64 {
+        bytes[i] = i as u8 / 4 + [0, 16, 64, 0][i % 4];
+        i += 1;
+    }
+    Aligned(bytes)
+};
+
+/// Four channels of four pixels each, pixel by pixel.
+static PIXEL_BY_PIXEL: Aligned<[u32; 16]> = Aligned([0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15]);
 
 /// 64 bytes of a depthwise layer.
 #[derive(Debug)]

@@ -26,6 +26,11 @@ const CHUNK: usize = 80;
 /// Input bytes of a row that are gone through before the next: with those of two more rows and the output they stay in the first-level cache.
 const STRIP: usize = 6 * 1024;
 
+/// The layer, where it is one of these.
+pub(super) fn layer<S: Simd>(spec: &DepthwiseSpec) -> Option<Box<dyn Layer>> {
+    fits(spec).then(|| Box::new(March::<S>::new(spec)) as Box<dyn Layer>)
+}
+
 /// Whether the layer is one of these.
 pub(super) fn fits(spec: &DepthwiseSpec) -> bool {
     let step = spec.grid.input.pixel;
@@ -36,9 +41,14 @@ pub(super) fn fits(spec: &DepthwiseSpec) -> bool {
     (spec.kernel_rows, spec.kernel_columns) == (3, 3) && stride && plain && full
 }
 
+/// Each group's first channel: the last begins early enough to be a whole one.
+pub(super) fn groups(channels: usize) -> Box<[usize]> {
+    (0..channels).step_by(GROUP).map(|first| first.min(channels - GROUP)).collect()
+}
+
 /// A packed layer.
 #[derive(Debug)]
-pub(super) struct March<S> {
+struct March<S> {
     grid: Grid,
     tap_row: usize,
     tap_column: usize,
@@ -56,9 +66,8 @@ pub(super) struct March<S> {
 
 impl<S: Simd> March<S> {
     /// For a layer that [`fits`].
-    pub(super) fn new(spec: &DepthwiseSpec) -> Self {
-        let channels = spec.channels;
-        let groups: Box<[usize]> = (0..channels).step_by(GROUP).map(|first| first.min(channels - GROUP)).collect();
+    fn new(spec: &DepthwiseSpec) -> Self {
+        let groups = groups(spec.channels);
         let lanes = || groups.iter().flat_map(|&first| ORDER.map(|lane| first + lane));
         let finish = Finish::new(spec.post.clone());
         let mut weights = Vec::new();
@@ -134,8 +143,7 @@ impl<S: Simd, const STRIDE: usize, const WAY: u8> Work for Strips<'_, S, STRIDE,
         let Self { layer, memory, area } = self;
         let grid = &layer.grid;
         let mut sums = Sums([[0; GROUP]; CHUNK]);
-        let width = (STRIP / grid.input.pixel).next_multiple_of(2).max(8);
-        for columns in strips(area.columns, width) {
+        for columns in strips(area.columns, grid.input.pixel) {
             for y in area.rows.clone() {
                 let input = memory.bytes.wrapping_add(grid.input.at(y, columns.start)).cast_const();
                 let output = memory.bytes.wrapping_add(grid.output.at(y, columns.start));
@@ -162,8 +170,9 @@ impl<S: Simd, const STRIDE: usize, const WAY: u8> Work for Strips<'_, S, STRIDE,
     }
 }
 
-/// Columns in pieces of `width`, or a little more where a small rest would be left.
-fn strips(columns: Range<usize>, width: usize) -> impl Iterator<Item = Range<usize>> {
+/// Columns in pieces of which a row's input of `pixel` bytes each stays near, or a little more where a small rest would be left.
+pub(super) fn strips(columns: Range<usize>, pixel: usize) -> impl Iterator<Item = Range<usize>> {
+    let width = (STRIP / pixel).next_multiple_of(2).max(8);
     let mut start = columns.start;
     std::iter::from_fn(move || {
         let left = columns.end - start;

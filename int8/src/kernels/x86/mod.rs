@@ -10,6 +10,7 @@
 mod avx2;
 mod avx512;
 mod avx_vnni;
+mod columns;
 mod dense;
 mod depthwise;
 mod few;
@@ -60,8 +61,8 @@ impl<S: Simd> Kernels for X86<S> {
     }
 
     fn depthwise(&self, spec: DepthwiseSpec) -> Box<dyn Layer> {
-        if S::WIDEN && march::fits(&spec) {
-            return Box::new(march::March::<S>::new(&spec));
+        if let Some(layer) = S::depthwise_3x3(&spec) {
+            return layer;
         }
         let taps = depthwise::Taps::of(&spec);
         depthwise::packed::<S>(taps, &spec.grid, spec.channels, spec.post)
@@ -101,6 +102,11 @@ trait Simd: Copy + Send + Sync + Debug + 'static {
     const WIDEN: bool;
     /// Input bytes of one step of [`Simd::dot_along`].
     const ALONG: usize;
+
+    /// A way of its own for depthwise layers of 3 by 3 taps, where there is a gain in that.
+    fn depthwise_3x3(_: &DepthwiseSpec) -> Option<Box<dyn Layer>> {
+        None
+    }
 
     /// Runs `work`, compiled for these instructions.
     ///

@@ -3,10 +3,10 @@
 
 use std::arch::x86_64::*;
 
-use super::super::BLOCK;
+use super::super::{BLOCK, DepthwiseSpec, Layer};
 use super::finish::Bounds;
 use super::lanes256::{self, One, Product, Taps, Two};
-use super::{Avx2, Bytes, Diet, Lanes, Simd, Work, avx512};
+use super::{Avx2, Bytes, Diet, Lanes, Simd, Work, avx512, columns};
 
 /// What `vpdpbusd` does: bytes 0 and 2, then 1 and 3, as 16-bit integers.
 #[inline(always)]
@@ -21,7 +21,7 @@ unsafe fn dpbusd(sums: __m256i, input: __m256i, weights: __m256i) -> __m256i {
 }
 
 macro_rules! model {
-    ($(#[$doc:meta])* $name:ident, $whole:ty, $double:ty, $quadruple:ty, $wide:ty) => {
+    ($(#[$doc:meta])* $name:ident, $whole:ty, $double:ty, $quadruple:ty, $wide:ty, $depthwise:expr) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug)]
         pub(super) struct $name;
@@ -42,6 +42,11 @@ macro_rules! model {
 
             const WIDEN: bool = false;
             const ALONG: usize = 32;
+
+            fn depthwise_3x3(spec: &DepthwiseSpec) -> Option<Box<dyn Layer>> {
+                let way: fn(&DepthwiseSpec) -> Option<Box<dyn Layer>> = $depthwise;
+                way(spec)
+            }
 
             #[inline(always)]
             unsafe fn enter<W: Work>(work: W) {
@@ -86,11 +91,11 @@ macro_rules! model {
 
 model!(
     /// AVX-VNNI.
-    Model256, Two<Self>, Two<Self>, Two<Self>, Taps<Self>
+    Model256, Two<Self>, Two<Self>, Two<Self>, Taps<Self>, |_| None
 );
 model!(
     /// AVX-512 VNNI.
-    Model512, Vectors<1>, Vectors<2>, Vectors<4>, Taps512
+    Model512, Vectors<1>, Vectors<2>, Vectors<4>, Taps512, columns::layer::<Model512>
 );
 
 /// A 512-bit vector.
@@ -204,6 +209,65 @@ unsafe fn round<const SLOPE: bool>(sums: Vector, scale: *const f32, slope: *cons
     // SAFETY: 16 of each, by the callers' contracts.
     unsafe {
         [lanes256::round::<SLOPE>(sums[0], scale, slope), lanes256::round::<SLOPE>(sums[1], scale.add(8), slope.add(8))]
+    }
+}
+
+impl columns::Sixteen for Model512 {
+    type Vector = Vector;
+
+    #[inline(always)]
+    unsafe fn enter<W: Work>(work: W) {
+        // SAFETY: by this function's contract.
+        unsafe { Avx2::enter(work) };
+    }
+
+    #[inline(always)]
+    unsafe fn column(rows: [*const u8; 3]) -> Vector {
+        let mut bytes = [0u8; 64];
+        for (i, row) in rows.into_iter().enumerate() {
+            for lane in 0..BLOCK {
+                // SAFETY: 16 bytes of each row, by the contract.
+                bytes[lane * 4 + i] = unsafe { row.add(lane).read() };
+            }
+        }
+        // SAFETY: 64 bytes.
+        unsafe { load(bytes.as_ptr()) }
+    }
+
+    #[inline(always)]
+    unsafe fn lanes(from: *const u8) -> Vector {
+        // SAFETY: 64 bytes, by the contract.
+        unsafe { load(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot(sums: Vector, column: Vector, weights: Vector) -> Vector {
+        // SAFETY: arithmetic only.
+        unsafe { [dpbusd(sums[0], column[0], weights[0]), dpbusd(sums[1], column[1], weights[1])] }
+    }
+
+    #[inline(always)]
+    unsafe fn put<const SLOPE: bool, const NATURAL: bool, const COUNT: usize>(
+        sums: [Vector; columns::PIXELS],
+        constants: [Vector; 2],
+        bounds: &Bounds,
+        to: *mut u8,
+        step: usize,
+    ) {
+        for (pixel, sums) in sums.into_iter().enumerate().take(COUNT) {
+            // SAFETY: arithmetic; sixteen bytes of the pixel can be written, by the contract.
+            unsafe {
+                let half = |half: usize| {
+                    let [scale, slope] = [0, 1].map(|i: usize| _mm256_castsi256_ps(constants[i][half]));
+                    lanes256::rounded::<SLOPE>(sums[half], scale, slope)
+                };
+                let words = _mm256_packs_epi32(half(0), half(1));
+                let words = _mm256_adds_epi16(words, _mm256_load_si256(bounds.zero.as_ptr().cast()));
+                // Four channels of the one half beside four of the other.
+                let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
+                lanes256::put_two::<NATURAL>(words, words, bounds, [to.add(pixel * step); 2]);
+            }
+        }
     }
 }
 
