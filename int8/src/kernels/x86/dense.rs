@@ -200,18 +200,17 @@ impl<S: Simd, W: Lanes, H: Lanes, D: Lanes, Q: Lanes> Dense<S, W, H, D, Q> {
         }
     }
 
-    /// A row of output pixels, the block of one packing that begins with `channel`.
+    /// Lines of output pixels, the block of one packing that begins with `channel`.
     ///
     /// # Safety
-    /// As for [`Layer::run`]; `input` and `output` are of the first pixel.
-    unsafe fn row<L: Lanes>(&self, packing: &Packing, channel: usize, line: Line) {
-        let tiles = line.pixels.div_ceil(L::TILE);
+    /// As for [`Layer::run`]; `lines` begin with a pixel's first channel.
+    unsafe fn block<L: Lanes>(&self, packing: &Packing, channel: usize, lines: Lines) {
+        let tiles = lines.pixels.div_ceil(L::TILE);
         // Tiles of two sizes that differ by one: a remainder of one pixel would run at half the speed.
-        let (size, larger) = (line.pixels / tiles, line.pixels % tiles);
-        let width = self.finish.width();
-        // SAFETY: the channel is one of the packing's; addresses stay within the line.
+        let (size, larger) = (lines.pixels / tiles, lines.pixels % tiles);
+        // SAFETY: the channel is one of the packing's; addresses stay within the lines.
         unsafe {
-            let row = Row {
+            let block = Block {
                 length: self.length,
                 inputs: &packing.inputs[channel / L::CHANNELS],
                 weights: packing.weights.at(packing.blocks[channel / L::CHANNELS]),
@@ -221,42 +220,32 @@ impl<S: Simd, W: Lanes, H: Lanes, D: Lanes, Q: Lanes> Dense<S, W, H, D, Q> {
                 channel: packing.start + channel,
                 channels: (packing.channels - channel).min(L::CHANNELS),
                 finish: &self.finish,
-                input: line.input,
-                output: line.output.add((packing.start + channel) * width),
-                input_step: line.input_step,
-                output_step: line.output_step,
+                lines: lines.behind(0, (packing.start + channel) * self.finish.width()),
             };
-            let done = larger * (size + 1);
             if larger > 0 {
-                row.run::<S, L>(size + 1, larger);
+                block.run::<S, L>(size + 1, larger);
             }
-            let rest = Row {
-                input: row.input.wrapping_add(done * row.input_step),
-                output: row.output.wrapping_add(done * row.output_step),
-                ..row
-            };
+            let rest = Block { lines: block.lines.behind(larger * (size + 1), 0), ..block };
             rest.run::<S, L>(size, tiles - larger);
         }
     }
 
-    /// Rows of output pixels, all channels of one packing.
+    /// Lines of output pixels, all channels of one packing.
     ///
     /// # Safety
-    /// As for [`Dense::row`].
-    unsafe fn blocks<L: Lanes>(&self, packing: &Packing, lines: &[Line]) {
+    /// As for [`Dense::block`].
+    unsafe fn blocks<L: Lanes>(&self, packing: &Packing, lines: Lines) {
         for channel in (0..packing.channels).step_by(L::CHANNELS) {
-            for &line in lines {
-                // SAFETY: by this function's contract.
-                unsafe { self.row::<L>(packing, channel, line) };
-            }
+            // SAFETY: by this function's contract.
+            unsafe { self.block::<L>(packing, channel, lines) };
         }
     }
 
-    /// Rows of output pixels, all channels.
+    /// Lines of output pixels, all channels.
     ///
     /// # Safety
-    /// As for [`Dense::row`].
-    unsafe fn rows(&self, lines: &[Line]) {
+    /// As for [`Dense::block`].
+    unsafe fn all(&self, lines: Lines) {
         // SAFETY: by this function's contract.
         unsafe {
             self.blocks::<Q>(&self.quadruple, lines);
@@ -284,31 +273,22 @@ impl<S: Simd, W: Lanes, H: Lanes, D: Lanes, Q: Lanes> Layer for Dense<S, W, H, D
             } else {
                 (first.cast_const(), grid.input.row, grid.input.pixel)
             };
-            let line = |y: usize| {
-                let at = grid.output.at(y, columns.start);
-                Line {
-                    pixels: columns.len(),
-                    input: source.wrapping_add((y - rows.start) * row_step),
-                    input_step: pixel_step,
-                    output: match width {
-                        1 => memory.bytes.wrapping_add(at),
-                        _ => memory.floats.wrapping_add(at).cast(),
-                    },
-                    output_step: grid.output.pixel * width,
-                }
+            let at = grid.output.at(rows.start, columns.start);
+            let lines = Lines {
+                count: rows.len(),
+                pixels: columns.len(),
+                input: source,
+                input_row: row_step,
+                input_step: pixel_step,
+                output: match width {
+                    1 => memory.bytes.wrapping_add(at),
+                    _ => memory.floats.wrapping_add(at).cast(),
+                },
+                output_row: grid.output.row * width,
+                output_step: grid.output.pixel * width,
             };
-            let mut y = rows.start;
-            while y < rows.end {
-                // Eight lines at a time, as the list of them has to lie somewhere.
-                let count = (rows.end - y).min(8);
-                let mut lines = [line(y); 8];
-                for (i, slot) in lines.iter_mut().enumerate().take(count) {
-                    *slot = line(y + i);
-                }
-                // SAFETY: the lines are the area's, by the caller's contract.
-                unsafe { self.rows(&lines[..count]) };
-                y += count;
-            }
+            // SAFETY: the lines are the area's, by the caller's contract.
+            unsafe { self.all(lines) };
         }
     }
 
@@ -317,14 +297,41 @@ impl<S: Simd, W: Lanes, H: Lanes, D: Lanes, Q: Lanes> Layer for Dense<S, W, H, D
     }
 }
 
-/// Output pixels side by side.
+/// Lines of output pixels side by side.
 #[derive(Clone, Copy)]
-struct Line {
+struct Lines {
+    count: usize,
+    /// In each line.
     pixels: usize,
     input: *const u8,
+    /// Bytes from one line to the next.
+    input_row: usize,
+    /// Bytes from one pixel to the next.
     input_step: usize,
     output: *mut u8,
+    output_row: usize,
     output_step: usize,
+}
+
+impl Lines {
+    /// Those that begin some pixels and some bytes of output further.
+    #[inline(always)]
+    fn behind(self, pixels: usize, output: usize) -> Self {
+        Self {
+            input: self.input.wrapping_add(pixels * self.input_step),
+            output: self.output.wrapping_add(pixels * self.output_step + output),
+            ..self
+        }
+    }
+
+    #[inline(always)]
+    fn line(self, line: usize) -> Self {
+        Self {
+            input: self.input.wrapping_add(line * self.input_row),
+            output: self.output.wrapping_add(line * self.output_row),
+            ..self
+        }
+    }
 }
 
 /// Widens the input of a strip.
@@ -345,9 +352,9 @@ impl Work for Widen<'_> {
     }
 }
 
-/// A block of channels of pixels side by side.
+/// A block of channels of lines of pixels.
 #[derive(Clone, Copy)]
-struct Row<'a> {
+struct Block<'a> {
     length: usize,
     inputs: &'a Inputs,
     weights: *const u8,
@@ -357,17 +364,14 @@ struct Row<'a> {
     channel: usize,
     channels: usize,
     finish: &'a Finish,
-    input: *const u8,
-    output: *mut u8,
-    input_step: usize,
-    output_step: usize,
+    lines: Lines,
 }
 
-impl Row<'_> {
-    /// `tiles` tiles of `pixels` pixels.
+impl Block<'_> {
+    /// `tiles` tiles of `pixels` pixels in each line.
     ///
     /// # Safety
-    /// As for [`Dense::row`].
+    /// As for [`Dense::block`].
     unsafe fn run<S: Simd, L: Lanes>(&self, pixels: usize, tiles: usize) {
         macro_rules! tiles {
             ($($pixels:literal)*) => {
@@ -400,8 +404,8 @@ fn apart(mut address: *const u8) -> *const u8 {
     address
 }
 
-/// Tiles side by side.
-struct Tiles<'a, L, const PIXELS: usize, const WAY: u8>(Row<'a>, usize, PhantomData<L>);
+/// Tiles side by side, in each line.
+struct Tiles<'a, L, const PIXELS: usize, const WAY: u8>(Block<'a>, usize, PhantomData<L>);
 
 impl<L: Lanes, const PIXELS: usize, const WAY: u8> Work for Tiles<'_, L, PIXELS, WAY> {
     #[inline(always)]
@@ -410,21 +414,24 @@ impl<L: Lanes, const PIXELS: usize, const WAY: u8> Work for Tiles<'_, L, PIXELS,
         if PIXELS > L::TILE {
             return;
         }
-        let Self(mut row, tiles, _) = self;
-        for _ in 0..tiles {
-            // SAFETY: by the contract of `Row::run`.
-            unsafe { row.tile::<L, PIXELS, WAY>() };
-            row.input = row.input.wrapping_add(PIXELS * row.input_step);
-            row.output = row.output.wrapping_add(PIXELS * row.output_step);
+        let Self(block, tiles, _) = self;
+        for line in 0..block.lines.count {
+            let mut tile = block;
+            tile.lines = block.lines.line(line);
+            for _ in 0..tiles {
+                // SAFETY: by the contract of `Block::run`.
+                unsafe { tile.tile::<L, PIXELS, WAY>() };
+                tile.lines = tile.lines.behind(PIXELS, 0);
+            }
         }
     }
 }
 
-impl Row<'_> {
-    /// One tile.
+impl Block<'_> {
+    /// The first tile of the first line.
     ///
     /// # Safety
-    /// As for [`Dense::row`].
+    /// As for [`Dense::block`].
     #[inline(always)]
     unsafe fn tile<L: Lanes, const PIXELS: usize, const WAY: u8>(&self) {
         // SAFETY: there is a bias for each lane.
@@ -436,9 +443,9 @@ impl Row<'_> {
                 // SAFETY: each quad of each run is within the input, by the task's invariant, windows and the surroundings of joined
                 // bytes are within its slack, and each step has its weights.
                 unsafe {
-                    let origin = apart(self.input.wrapping_add($at));
+                    let origin = apart(self.lines.input.wrapping_add($at));
                     for (pixel, sums) in sums.iter_mut().enumerate() {
-                        let $first = origin.wrapping_add(pixel * self.input_step);
+                        let $first = origin.wrapping_add(pixel * self.lines.input_step);
                         *sums = L::dot(*sums, $input, weights);
                     }
                     weights = weights.add(L::CHANNELS * 4);
@@ -477,7 +484,7 @@ impl Row<'_> {
     /// Finishes and writes a tile.
     ///
     /// # Safety
-    /// As for [`Dense::row`]; `NATURAL` only where [`Bounds::natural`](finish::Bounds::natural) is.
+    /// As for [`Dense::block`]; `NATURAL` only where [`Bounds::natural`](finish::Bounds::natural) is.
     #[inline(always)]
     unsafe fn put_all<L: Lanes, const PIXELS: usize, const WAY: u8, const NATURAL: bool>(
         &self,
@@ -488,7 +495,7 @@ impl Row<'_> {
             ($($pixel:literal)*) => {
                 $(if $pixel < PIXELS {
                     // SAFETY: the pixel's outputs exist and are this task's.
-                    unsafe { self.put::<L, WAY, NATURAL>(sums[$pixel], self.output.add($pixel * self.output_step)) };
+                    unsafe { self.put::<L, WAY, NATURAL>(sums[$pixel], self.lines.output.add($pixel * self.lines.output_step)) };
                 })*
             };
         }
@@ -518,7 +525,7 @@ impl Row<'_> {
     /// The same for any finish.
     ///
     /// # Safety
-    /// As for [`Row::put`].
+    /// As for [`Block::put`].
     #[inline(always)]
     unsafe fn put_general<L: Lanes>(&self, sums: L::Sums, output: *mut u8) {
         let post = &self.finish.post;
