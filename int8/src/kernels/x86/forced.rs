@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 
 use super::lanes256::{One, Product, Taps, Two};
 use super::model::{Model256, Model512};
-use super::{Avx2, Avx512Vnni, AvxVnni, DenseSpec, DepthwiseSpec, Diet, Simd, Work, X86, dense, few};
+use super::{Avx2, Avx512Vnni, AvxVnni, DenseSpec, DepthwiseSpec, Diet, Simd, Work, X86, dense, depthwise, few};
 use crate::isa::Isa;
 use crate::kernels::{Kernels, Layer};
 
@@ -31,7 +31,11 @@ impl<S: Simd> Kernels for Forced<S> {
     }
 
     fn depthwise(&self, spec: DepthwiseSpec) -> Box<dyn Layer> {
-        X86(self.0).depthwise(spec)
+        match self.1 {
+            // As where 3 by 3 taps have no way of their own: a processor without VBMI, say.
+            Way::Few => depthwise::packed::<S>(depthwise::Taps::of(&spec), &spec.grid, spec.channels, spec.post),
+            _ => X86(self.0).depthwise(spec),
+        }
     }
 }
 
