@@ -121,12 +121,14 @@ fn every_set_of_kernels_gives_the_same_bits_on_every_layer() {
 }
 
 #[test]
-fn everything_of_the_expression_network_is_lowered() {
-    let model = read("models-quantized/derl/model.onnx");
-    let plan = Plan::prepare(&model, &[&[1, 1, 64, 64]], Engine::Int8).unwrap();
-    assert_eq!(left(&plan), [""; 0]);
-    assert!(plan.operations().is_empty(), "no other engine takes part");
-    assert_eq!(plan.outputs()[2], TensorSpec { name: "residue_energy".into(), shape: vec![1, 5] });
+fn everything_of_the_expression_networks_is_lowered() {
+    for bundle in ["derl", "derl-tiny"] {
+        let model = read(format!("models-quantized/{bundle}/model.onnx"));
+        let plan = Plan::prepare(&model, &[&[1, 1, 64, 64]], Engine::Int8).unwrap();
+        assert_eq!(left(&plan), [""; 0], "{bundle}");
+        assert!(plan.operations().is_empty(), "{bundle}: no other engine takes part");
+        assert_eq!(plan.outputs()[2], TensorSpec { name: "residue_energy".into(), shape: vec![1, 5] });
+    }
 }
 
 #[test]

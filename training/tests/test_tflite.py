@@ -47,7 +47,9 @@ def test_speed_graphs_are_the_same_network(name, edges):
     assert off.mean() < 1
 
 
-@pytest.mark.parametrize(("name", "shape"), [("derl", (1, 1, 64, 64)), ("detector", (1, 3, 256, 320))])
+@pytest.mark.parametrize(
+    ("name", "shape"), [("derl", (1, 1, 64, 64)), ("derl-tiny", (1, 1, 64, 64)), ("detector", (1, 3, 256, 320))]
+)
 def test_bundles_are_the_same_network(name, shape):
     model = onnx.load(data.BUNDLES / name / "model.onnx")
     low, high = (0, 255) if name == "detector" else (-2, 2)

@@ -16,7 +16,9 @@ from .quantize import DERL, MEASURED
 def arguments(parser: argparse.ArgumentParser) -> None:
     names = ["detector", *DERL, "stress", "program", "identity", "makeup"]
     parser.add_argument(
-        "what", choices=names, help="stress: derl where it gets hard, and by group; program: derl through `visaged analyze`"
+        "what",
+        choices=names,
+        help="stress: derl where it gets hard, and by group; program: both derl bundles through `visaged analyze`",
     )
     data.add_data_argument(parser)
     parser.add_argument("--work", type=Path, default=data.WORK, help="folder of the float graphs (see `quantize`)")
@@ -316,11 +318,13 @@ def run_stress(args: argparse.Namespace) -> int:
 
 
 def run_program(args: argparse.Namespace) -> int:
-    """The bundle inside the program, each FER+ valid picture as a file: what a user gets."""
+    """The bundles through the program, each FER+ valid picture as a file: what a user gets."""
     valid = data.ferplus(args.data, "valid")
-    result = program.scores(program.answers(args.binary, valid.images), valid)
-    store("derl_program", result)
-    print(json.dumps(result))
+    for name in DERL:
+        if (args.bundles / name).exists():
+            result = program.scores(program.answers(args.binary, args.bundles / name, valid.images), valid)
+            store(f"{name}_program", result)
+            print(name, json.dumps(result))
     return 0
 
 

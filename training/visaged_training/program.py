@@ -13,12 +13,13 @@ from PIL import Image
 from . import EMOTIONS, data
 
 
-def answers(binary: Path, images: np.ndarray) -> np.ndarray:
-    """The emotion of each picture u8 [N, H, W], as its place among EMOTIONS."""
+def answers(binary: Path, bundle: Path, images: np.ndarray) -> np.ndarray:
+    """The emotion of each picture u8 [N, H, W] by the bundle in that folder, as its place among EMOTIONS."""
     with tempfile.TemporaryDirectory() as folder:
         for i, image in enumerate(images):
             Image.fromarray(image).save(f"{folder}/{i:05d}.png")
-        out = subprocess.run([binary, "analyze", "--crops", "--json", folder], stdout=subprocess.PIPE, check=True)
+        command = [binary, "analyze", "--crops", "--json", "--derl", bundle, folder]
+        out = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     read = [json.loads(line)["faces"][0]["emotion"] for line in out.stdout.splitlines()]
     if len(read) != len(images):
         raise ValueError(f"{binary} answered {len(read)} of {len(images)} pictures")

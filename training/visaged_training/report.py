@@ -339,7 +339,7 @@ the shipped network's training; FER+ valid.
 
 
 def through_the_program(name: str) -> str:
-    found = measured("derl_program") if name == "derl" else None
+    found = measured(f"{name}_program")
     if not found:
         return ""
     return f"""
