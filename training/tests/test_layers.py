@@ -10,7 +10,7 @@ from visaged_training import layers
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize(("name", "size"), [("derl", None), ("detector", (320, 256))])
+@pytest.mark.parametrize(("name", "size"), [("derl", None), ("derl-tiny", None), ("detector", (320, 256))])
 def test_the_list_of_a_bundled_network_is_up_to_date(name, size):
     lines = (ROOT / f"int8/layers/{name}.txt").read_text().splitlines()[1:]
     assert list(layers.layers(onnx.load(ROOT / f"models-quantized/{name}/model.onnx"), size)) == lines
