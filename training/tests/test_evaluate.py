@@ -46,3 +46,10 @@ def test_denormalise_undoes_standardise():
 
     x = np.random.default_rng(2).uniform(20, 230, (3, 64, 64)).astype(np.float32)
     assert np.abs(evaluate.denormalise(align.standardise(x), x) - x).max() < 0.01
+
+
+def test_int8_derl_is_within_a_third_of_a_point_of_float_and_calibrated():
+    found = evaluate.load_measured("derl")["ferplus_valid"]
+    assert found["float"]["plurality"] - found["int8"]["plurality"] <= 0.003
+    assert found["int8"]["plurality"] >= 0.83 and found["int8"]["strict"] >= 0.88 and found["int8"]["mean_recall"] >= 0.62
+    assert found["ece"] <= 0.03
