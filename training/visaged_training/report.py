@@ -450,7 +450,7 @@ def derl_documents(folder: Path) -> tuple[dict, str]:
     lite = m["litert"]
     card = f"""# {name}
 
-Takes the expression out of a face and reads the emotion from what was taken: De-expression Residue Learning (CVPR 2018).
+Takes the expression out of a face and reads the emotion from the face and from what was taken: De-expression Residue Learning (CVPR 2018).
 {q["mmac"]} MMAC in all.
 
 ## Purpose and limits
