@@ -128,25 +128,32 @@ def frozen_generator(checkpoint: Path, bundle: Path) -> nets.Generator:
     return g.requires_grad_(False)
 
 
-class Faces:
-    """Photographs with votes, most of a step, and posed faces; as a camera would show them, standardised."""
+class Photographs:
+    """FER+ train with its votes, rare classes more often."""
 
     def __init__(self, args: argparse.Namespace):
         self.rng = np.random.default_rng(args.seed)
         train = data.ferplus(args.data, "train")
         target, keep = data.soft_labels(train.votes)
-        self.faces = crops(train.images[keep])
-        self.target = torch.from_numpy(target[keep])
+        self.faces, self.target = crops(train.images[keep]), torch.from_numpy(target[keep])
         self.chance = sampling(target[keep], args.balance)
-        self.smiling, self.calm, self.frontal = posed(args.data)
         self.order, self.at = self.rng.permutation(0), 0
 
     def ferplus(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Grey levels [N, C, 64, 64], votes [N, 8]."""
         if self.at + count > len(self.order):
             self.order, self.at = self.rng.choice(len(self.faces), len(self.faces), p=self.chance), 0
         chosen = torch.from_numpy(self.order[self.at : self.at + count])
         self.at += count
         return self.faces[chosen].float(), self.target[chosen]
+
+
+class Faces(Photographs):
+    """Photographs with votes, most of a step, and posed faces; as a camera would show them, standardised."""
+
+    def __init__(self, args: argparse.Namespace):
+        super().__init__(args)
+        self.smiling, self.calm, self.frontal = posed(args.data)
 
     def draw(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Grey levels [N, C, 64, 64], labels [N, 8]."""

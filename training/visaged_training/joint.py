@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from . import align, augment, data, nets, program
-from .classifier import Frozen, predict, sampling
+from . import augment, data, nets, program
+from .classifier import Frozen, Photographs, crops, predict
 from .train import Average, Clock, device, generator_data, judge_generator, last, london_pairs, rate, save, weight_map
 
 TOGETHER = 0.32  # share of the schedule before the generator is frozen
@@ -44,18 +44,13 @@ def labels(hard: np.ndarray) -> np.ndarray:
     return (np.eye(8, dtype=np.float32)[hard] * (1 - SOFTENED) + SOFTENED / 8).astype(np.float32)
 
 
-class Material:
+class Material(Photographs):
     """What a step is made of: FER+ with votes, rendered pairs, London pairs; each face with its neutral where known."""
 
-    def __init__(self, args: argparse.Namespace, rng: np.random.Generator):
-        self.rng = rng
+    def __init__(self, args: argparse.Namespace):
+        super().__init__(args)
         self.valid = data.ferplus(args.data, "valid")
-        self.seen = torch.from_numpy(align.crop64(self.valid.images))[:, None]
-        train = data.ferplus(args.data, "train")
-        target, keep = data.soft_labels(train.votes)
-        self.faces = torch.from_numpy(align.crop64(train.images[keep]))[:, None]
-        self.target = torch.from_numpy(target[keep])
-        self.chance = sampling(target[keep], args.balance)
+        self.seen = crops(self.valid.images)
         self.pairs = generator_data(args)
         real = london_pairs(args.data)
         use = ~real["validation"]
@@ -65,14 +60,6 @@ class Material:
         )
         self.london_target = torch.from_numpy(labels(np.repeat([1, 0], use.sum())))
         self.render_target = torch.from_numpy(labels(self.pairs["render_label"].numpy().astype(int)))
-        self.order, self.at = rng.permutation(0), 0
-
-    def ferplus(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.at + count > len(self.order):
-            self.order, self.at = self.rng.choice(len(self.faces), len(self.faces), p=self.chance), 0
-        chosen = torch.from_numpy(self.order[self.at : self.at + count])
-        self.at += count
-        return self.faces[chosen].float(), self.target[chosen]
 
     def step(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Faces with their neutral ones [N, 2, 64, 64] standardised (FER+ first, twice the face), labels [N, 8]."""
@@ -155,9 +142,8 @@ def judged_neutral(judge: nets.Derl, generator: nets.Generator, material: Materi
 
 def run(args: argparse.Namespace) -> int:
     torch.manual_seed(args.seed)
-    rng = np.random.default_rng(args.seed)
     where = device()
-    material = Material(args, rng)
+    material = Material(args)
     judge, net = bundle_modules(args.bundle)
     start, _, _ = (torch.cat(parts) for parts in zip(*(material.step() for _ in range(6)), strict=True))
     nets.unfold(net, load_file(args.bundle), start[:, :1])
