@@ -26,10 +26,12 @@ fn main() -> io::Result<()> {
 }
 
 fn line(constant: &str, folder: &Path, wanted: bool) -> String {
-    let (manifest, model) = (folder.join("manifest.toml"), folder.join("model.onnx"));
+    let [manifest, model, avatars] = ["manifest.toml", "model.onnx", "avatars.png"].map(|file| folder.join(file));
+    let avatars = if avatars.exists() { format!("Some(include_bytes!({avatars:?}))") } else { "None".into() };
+    let (manifest, model) = (format!("include_str!({manifest:?})"), format!("include_bytes!({model:?})"));
     let value = match wanted {
-        true => format!("Some((include_str!({manifest:?}), include_bytes!({model:?})))"),
+        true => format!("Some(Inside {{ manifest: {manifest}, model: {model}, avatars: {avatars} }})"),
         false => "None".into(),
     };
-    format!("pub(super) const {constant}: Option<(&str, &[u8])> = {value};\n")
+    format!("pub(super) const {constant}: Option<Inside> = {value};\n")
 }

@@ -22,8 +22,9 @@ use crate::models::{Bundle, BundleError, Task};
 use crate::nn::Settings;
 use crate::picture::{PictureError, PictureLimits, decode_still};
 use crate::synthesis::SynthesisError;
+use crate::synthesis::delta::Delta;
 use crate::synthesis::identity::{Embedding, Identity, IdentityModel};
-use crate::synthesis::makeup::{Artist, Delta, Makeup, MakeupModel};
+use crate::synthesis::makeup::{Artist, Makeup, MakeupModel};
 
 /// Where two boxes count as one face (intersection over union).
 const SAME_FACE: f32 = 0.5;
@@ -468,7 +469,7 @@ mod tests {
     #[test]
     fn make_up_that_blanks_the_face_or_ignores_the_reference_is_refused() {
         let mut delta = Delta::default();
-        delta.fill(&vec![-90.0; 3 * 128 * 128]).unwrap();
+        delta.fill("makeup", &vec![-90.0; 3 * 128 * 128]).unwrap();
         assert!(matches!(check_levels("x", &delta), Err(SelfTestError::Overdone { .. })));
         let nn = Settings::default();
         let bundle = test_bundle(Task::Makeup);

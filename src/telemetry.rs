@@ -102,6 +102,8 @@ pub struct Telemetry {
     pub derl_failures: AtomicU64,
     /// Faces on which the make-up network failed.
     pub makeup_failures: AtomicU64,
+    /// Faces on which the identity generator failed.
+    pub identity_failures: AtomicU64,
     /// Faces read.
     pub faces_read: AtomicU64,
     /// Faces now in view.
@@ -155,6 +157,7 @@ impl Telemetry {
             detector_failures: AtomicU64::new(0),
             derl_failures: AtomicU64::new(0),
             makeup_failures: AtomicU64::new(0),
+            identity_failures: AtomicU64::new(0),
             faces_read: AtomicU64::new(0),
             faces_in_view: AtomicU64::new(0),
             stage_restarts: AtomicU64::new(0),
@@ -249,6 +252,7 @@ impl Collector for Exposition {
             ("detector_failures", "Frames on which the detector's network failed", &t.detector_failures),
             ("derl_failures", "Faces on which the expression network failed", &t.derl_failures),
             ("makeup_failures", "Faces on which the make-up network failed", &t.makeup_failures),
+            ("identity_failures", "Faces on which the identity generator failed", &t.identity_failures),
             ("faces_read", "Faces read", &t.faces_read),
             ("stage_restarts", "Stages restarted after a panic", &t.stage_restarts),
             ("camera_losses", "Times the camera was lost", &t.camera_losses),

@@ -22,7 +22,8 @@ use visaged::picture::{self, PictureLimits};
 use visaged::pool::Pool;
 use visaged::report::{Boot, Reporter};
 use visaged::synthesis::composite::Composite;
-use visaged::synthesis::makeup::{Artist, Delta, Look, Makeup, MakeupModel};
+use visaged::synthesis::delta::Delta;
+use visaged::synthesis::makeup::{Artist, Look, Makeup, MakeupModel};
 use visaged::telemetry::{Stage, Telemetry};
 
 struct Counting;

@@ -31,13 +31,18 @@ impl Device {
     }
 
     fn with_environment(allow: &[&str], more: &str, environment: Vec<(&'static str, String)>) -> Self {
+        let pattern = "source = \"pattern\" # no camera yet\nwidth_px = 160\nheight_px = 120\nfps = 10";
+        Self::with_camera(pattern, allow, more, environment)
+    }
+
+    fn with_camera(camera: &str, allow: &[&str], more: &str, environment: Vec<(&'static str, String)>) -> Self {
         let mosquitto = Mosquitto::start();
         let recorder = Recorder::on(mosquitto.port);
         let gate = Gate::to(mosquitto.port, Mode::Open);
         let folder = tempfile::tempdir().unwrap();
         let text = format!(
             "# this device\n[device]\nsite = \"lobby\"\nname = \"mirror-1\"\n\
-             [camera]\nsource = \"pattern\" # no camera yet\nwidth_px = 160\nheight_px = 120\nfps = 10\n\
+             [camera]\n{camera}\n\
              [mqtt]\nhost = \"127.0.0.1\"\nport = {}\nuser = \"mirror\"\npassword = \"hunter2\"\n\
              reconnect_first_s = 0.05\nreconnect_longest_s = 0.2\ntelemetry_every_s = 1\n\
              [mqtt.spool]\npath = {:?}\n\
@@ -253,6 +258,53 @@ fn a_picture_leaves_only_where_images_are_raw_and_consent_is_given_and_none_is_o
     assert!(!written.is_empty());
     let picture = &result["data"].as_str().unwrap().as_bytes()[..64];
     assert!(written.iter().all(|file| file.windows(picture.len()).all(|part| part != picture)));
+}
+
+/// A device that sees one person.
+fn device_with_a_face(more: &str) -> Device {
+    let faces = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/faces/sfhq_0000.jpg");
+    Device::with_camera(&format!("source = \"clip\"\npath = {faces:?}"), &["snapshot"], more, Vec::new())
+}
+
+#[test]
+fn an_avatar_leaves_in_place_of_a_picture_and_is_marked_as_synthetic() {
+    let bundle = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/bundles/identity");
+    let device =
+        device_with_a_face(&format!("[privacy]\nimages = \"avatar\"\navatar = 1\n[models]\nidentity = {bundle:?}\n"));
+    device.ask("snapshot", "1", json!({}));
+    let answer = device.answer("snapshot", "1", 0);
+    let result = &answer["result"];
+    assert_eq!((&result["synthetic"], &result["width_px"]), (&json!(true), &json!(128)), "{answer}");
+    let jpeg = base64::engine::general_purpose::STANDARD.decode(result["data"].as_str().unwrap()).unwrap();
+    let mark = b"trainedAlgorithmicMedia";
+    assert!(jpeg.windows(mark.len()).any(|part| part == mark));
+    let picture = image::load_from_memory(&jpeg).unwrap().to_rgb8();
+    let corner = picture.get_pixel(2, 2);
+    for (x, y) in [(125, 2), (2, 125), (125, 125)] {
+        let off = picture.get_pixel(x, y).0.iter().zip(corner.0).map(|(a, b)| a.abs_diff(b)).max();
+        assert!(off < Some(12), "around the face there is one tone: {off:?} at {x},{y}");
+    }
+}
+
+#[test]
+fn no_picture_leaves_where_no_avatar_can_be_made() {
+    let bundle = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/bundles/identity");
+    let cases = [
+        ("[privacy]\nimages = \"avatar\"\n[models]\nstore = \"\"\n".to_string(), "no identity bundle"),
+        (
+            format!("[privacy]\nimages = \"avatar\"\navatar = 7\n[models]\nidentity = {bundle:?}\n"),
+            "privacy.avatar is 7",
+        ),
+    ];
+    for (more, said) in cases {
+        if said.starts_with("no") && option_env!("VISAGED_BUILD_BUNDLES").unwrap_or_default().contains("identity") {
+            continue;
+        }
+        let device = device_with_a_face(&more);
+        device.ask("snapshot", "1", json!({}));
+        let answer = device.answer("snapshot", "1", 0);
+        assert!(answer["result"].is_null() && answer.to_string().contains(said), "{answer}");
+    }
 }
 
 #[test]

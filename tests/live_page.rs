@@ -12,16 +12,18 @@ use std::time::Duration;
 use fantoccini::{Client, ClientBuilder, Locator};
 use hyper_util::client::legacy::connect::HttpConnector;
 use serde_json::{Value, json};
+use visaged::expression::derl::DerlModel;
 use visaged::expression::{Emotion, NEUTRAL_SIDE_PX, Observation, ObservedFace, Probabilities};
 use visaged::face::detect::DetectorModel;
 use visaged::face::{Face, Landmarks, Rect, TrackId};
 use visaged::frame::{CaptureTime, RgbImage};
 use visaged::mirror::web::{Page, Server, router};
-use visaged::mirror::{Hub, Status, TryOn};
+use visaged::mirror::{Hub, Networks, Status, TryOn};
 use visaged::models::{Bundle, Task};
 use visaged::nn::Settings;
 use visaged::pool::Pool;
-use visaged::synthesis::makeup::{Makeup, MakeupModel};
+use visaged::synthesis::generator::GeneratorModel;
+use visaged::synthesis::makeup::MakeupModels;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -386,10 +388,17 @@ fn portrait_scene() -> Scene {
 
 fn try_on() -> TryOn {
     let nn = Settings::default();
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/bundles/makeup");
-    let makeup = |which| MakeupModel::new(Bundle::load(Task::Makeup, Some(&folder)).unwrap(), which, nn).unwrap();
-    let detector = DetectorModel::new(Bundle::built_in(Task::Detector).unwrap(), nn).unwrap();
-    TryOn::new(detector, makeup(Makeup::Applied), makeup(Makeup::Bare), || panic!("the network failed"))
+    let stand_in = |task: Task| {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/bundles").join(task.name());
+        Bundle::load(task, Some(&folder)).unwrap()
+    };
+    let networks = Networks {
+        detector: DetectorModel::new(Bundle::built_in(Task::Detector).unwrap(), nn).unwrap(),
+        derl: DerlModel::new(Bundle::built_in(Task::Derl).unwrap(), nn).unwrap(),
+        makeup: Some(MakeupModels::new(&stand_in(Task::Makeup), nn).unwrap()),
+        generator: Some(GeneratorModel::new(stand_in(Task::Identity), nn).unwrap()),
+    };
+    TryOn::new(networks, |task| panic!("the {task} network failed"))
 }
 
 #[test]
@@ -435,6 +444,18 @@ fn a_reference_picture_can_be_tried_on_and_the_page_says_that_the_face_is_synthe
 
         browser.execute("document.getElementById('try-on-forget').click();", vec![]).await.unwrap();
         wait_until(browser, "nothing to put on", "document.querySelector('[data-show=makeup]').disabled").await;
+
+        let press = "document.querySelector('[data-show=avatar]').click();";
+        for tone in ["first", "next"] {
+            browser.execute(press, vec![]).await.unwrap();
+            let says = "document.getElementById('synthetic').textContent === 'synthetic: nobody\\'s face'";
+            browser.execute("document.getElementById('try-on-strength').value = 100; document.getElementById('try-on-strength').dispatchEvent(new Event('input'));", vec![]).await.unwrap();
+            wait_until(browser, &format!("the {tone} avatar"), says).await;
+        }
+        wait_until(browser, "another face", &format!("Math.abs({seen}.cheek - {cheek}) > 2")).await;
+        browser.execute("document.querySelector('[data-show=nothing]').click();", vec![]).await.unwrap();
+        wait_until(browser, "the face as it is", &format!("Math.abs({seen}.cheek - {cheek}) < 0.5")).await;
+
         let notes = folder.path().join("notes.txt");
         std::fs::write(&notes, "no picture at all").unwrap();
         file.send_keys(&notes.display().to_string()).await.unwrap();

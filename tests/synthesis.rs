@@ -268,24 +268,53 @@ fn the_second_face_of_a_picture_is_changed_and_the_first_is_not() {
     }
 }
 
+fn identity(args: &[&str]) -> Output {
+    visaged(&[&["synth", "identity", "--bundle", &bundle("identity")][..], args].concat())
+}
+
 #[test]
-fn synth_identity_says_that_the_bundle_makes_no_faces() {
-    let (out, a) = (Out::new(), face("sfhq_0000.jpg"));
-    let output = visaged(&[
-        "synth",
-        "identity",
-        "--identity",
-        &a,
-        "--attributes",
-        &a,
-        "--bundle",
-        &bundle("identity"),
-        "-o",
-        &out.name("x.png"),
-    ]);
+fn synth_identity_changes_the_face_by_the_person_and_nothing_else_and_marks_it() {
+    let (out, a, b) = (Out::new(), face("sfhq_0370.jpg"), face("sfhq_0000.jpg"));
+    let output = identity(&["--identity", &a, "--attributes", &b, "-o", &out.name("a.png")]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let (before, after) = (opened(&b), out.picture("a.png"));
+    assert_eq!(before.dimensions(), after.dimensions());
+    assert!(before != after);
+    let (width, height) = before.dimensions();
+    for (x, y) in [(0, 0), (width - 1, 0), (0, height - 1), (width - 1, height - 1)] {
+        assert_eq!(before.get_pixel(x, y), after.get_pixel(x, y));
+    }
+    let bytes = fs::read(out.path("a.png")).unwrap();
+    let mark = b"compositeWithTrainedAlgorithmicMedia";
+    assert!(bytes.windows(mark.len()).any(|part| part == mark));
+}
+
+#[test]
+fn synth_identity_gives_another_face_for_each_avatar_and_crops_are_128_pixels() {
+    let (out, b) = (Out::new(), face("sfhq_0000.jpg"));
+    for avatar in ["0", "1"] {
+        let to = out.name(&format!("{avatar}.png"));
+        let output = identity(&["--avatar", avatar, "--attributes", &b, "--crops", "-o", &to]);
+        assert!(output.status.success(), "{}", stderr(&output));
+    }
+    let (first, second) = (out.picture("0.png"), out.picture("1.png"));
+    assert_eq!((first.dimensions(), second.dimensions()), ((128, 128), (128, 128)));
+    assert!(first != second);
+}
+
+#[test]
+fn synth_identity_takes_one_person_and_says_how_many_avatars_there_are() {
+    let (out, b) = (Out::new(), face("sfhq_0000.jpg"));
+    let to = out.name("x.png");
+    let output = identity(&["--avatar", "2", "--attributes", &b, "-o", &to]);
     assert_eq!(output.status.code(), Some(1));
     let said = stderr(&output);
-    assert!(said.contains("no generator") && said.contains("--bundle") && said.lines().count() == 1, "{said}");
+    assert!(said.contains("--avatar 2") && said.contains("holds 2") && said.lines().count() == 1, "{said}");
+    for wrong in
+        [&["--attributes", &b, "-o", &to][..], &["--avatar", "0", "--identity", &b, "--attributes", &b, "-o", &to]]
+    {
+        assert_eq!(identity(wrong).status.code(), Some(2), "{wrong:?}");
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@ use self::clip::OnePerson;
 use super::models::Int8;
 use super::{Failure, settings};
 use crate::config::ModelsConfig;
-use crate::daemon::{Models, StartError};
+use crate::daemon::{Models, StartError, Wanted};
 use crate::expression::Reading;
 use crate::expression::derl::{Derl, DerlModel, ReadError};
 use crate::expression::smooth::{SmoothOptions, Smoother};
@@ -204,7 +204,7 @@ pub fn run(args: &BenchArgs) -> Result<(), Failure> {
 
 fn measure(args: &BenchArgs, nn: Settings) -> Result<Report, BenchError> {
     let budget = Duration::from_secs(args.seconds);
-    let models = Models::load(&ModelsConfig::BUILT_IN, false, nn)?;
+    let models = Models::load(&ModelsConfig::BUILT_IN, Wanted::default(), nn)?;
     let plans = plans(&models, nn)?;
     let lowered = |(bundle, input, plan): &(&'static str, String, Plan)| {
         Some(Lowered { bundle, input: input.clone(), int8: Int8::of(plan)? })

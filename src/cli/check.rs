@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::Failure;
 use crate::capture::{self, v4l2};
 use crate::config::{Config, Images, LogFormat, MqttConfig, Pace, SourceConfig, SpoolStorage};
-use crate::daemon::{Models, consent_line};
+use crate::daemon::{Models, Wanted, consent_line};
 use crate::frame::Converter;
 use crate::models::{Bundle, BundleError, BundleFault, Store, Task};
 use crate::mqtt::command::Name;
@@ -119,8 +119,7 @@ fn configuration(args: &CheckArgs, config: &Config) -> Finding {
 }
 
 fn models(config: &Config) -> Result<String, String> {
-    let try_on = config.web.as_ref().is_some_and(|web| web.try_on);
-    let models = Models::load(&config.models, try_on, config.nn).map_err(|error| error.to_string())?;
+    let models = Models::load(&config.models, Wanted::of(config), config.nn).map_err(|error| error.to_string())?;
     let one = |bundle: &Bundle| {
         let manifest = bundle.manifest();
         format!("{} {} ({})", manifest.name, manifest.version, bundle.origin())
@@ -137,7 +136,7 @@ fn optional(config: &Config, task: Task) -> Finding {
     };
     let serves = match task {
         Task::Makeup => "for `visaged synth makeup|bare` and web.try_on",
-        _ => "for `visaged embed`; the daemon does not load it",
+        _ => "for `visaged embed`, `visaged synth identity`, web.try_on and privacy.images = \"avatar\"",
     };
     match found {
         Ok(bundle) => {
@@ -195,12 +194,15 @@ fn pictures(config: &Config) -> Finding {
         |mqtt: &MqttConfig| mqtt.commands.as_ref().is_some_and(|commands| Name::Snapshot.is_allowed(&commands.allow));
     match config.privacy.images {
         Images::Never => Finding::off("pictures", "privacy.images is \"never\": none leaves this device"),
+        Images::Avatar if config.mqtt.as_ref().is_some_and(allows) => {
+            Finding::of("pictures", Ok("privacy.images is \"avatar\": the command snapshot gets an avatar".into()))
+        }
         Images::Raw if config.mqtt.as_ref().is_some_and(allows) => {
             Finding::of("pictures", Ok("privacy.images is \"raw\": the command snapshot gets a frame".into()))
         }
-        Images::Raw => Finding::off(
+        Images::Avatar | Images::Raw => Finding::off(
             "pictures",
-            "privacy.images is \"raw\", but mqtt.commands.allow does not hold \"snapshot\": none leaves",
+            "privacy.images lets pictures leave, but mqtt.commands.allow does not hold \"snapshot\": none does",
         ),
     }
 }

@@ -17,7 +17,9 @@ use crate::models::Task;
 use crate::picture::{self, PictureLimits, Synthetic, WriteError};
 use crate::synthesis::composite::Composite;
 use crate::synthesis::crop_to_aligned;
-use crate::synthesis::makeup::{Artist, Delta, Look, Makeup, MakeupModel, Region};
+use crate::synthesis::delta::Delta;
+use crate::synthesis::generator::{Avatar, Generator, GeneratorModel};
+use crate::synthesis::makeup::{Artist, Look, Makeup, MakeupModel, Region};
 
 /// Make synthetic faces; what is written is marked as synthetic.
 #[derive(Debug, Args)]
@@ -27,6 +29,7 @@ use crate::synthesis::makeup::{Artist, Delta, Look, Makeup, MakeupModel, Region}
   visaged synth makeup me.jpg --reference star.jpg -o me-made-up.jpg
   visaged synth makeup me.jpg --reference star.jpg --strength 0.5 --regions lips,eyes -o evening.png
   visaged synth bare star.jpg --face 1 -o star-bare.jpg        the second largest face of the picture
+  visaged synth identity --identity her.jpg --attributes him.jpg -o her-as-he-looks.jpg
 
 Without --crops the whole picture is written, with one face changed: the largest, or the one that --face names. Nothing but
 the face changes. OUT is marked as synthetic, for machines to read (IPTC digital source type in XMP).")]
@@ -49,8 +52,9 @@ enum SynthCommand {
   visaged synth bare star.jpg -o star-bare.jpg")]
     Bare(BareArgs),
     /// Give a face another identity
-    #[command(after_help = "Example:
-  visaged synth identity --identity her.jpg --attributes him.jpg -o her-as-he-looks.jpg")]
+    #[command(after_help = "Examples:
+  visaged synth identity --identity her.jpg --attributes him.jpg -o her-as-he-looks.jpg
+  visaged synth identity --avatar 0 --attributes him.jpg -o nobody.jpg       a synthetic person in his place")]
     Identity(IdentityArgs),
 }
 
@@ -131,16 +135,29 @@ struct BareArgs {
 
 #[derive(Debug, Args)]
 struct IdentityArgs {
-    /// The picture whose largest face says who it is
-    #[arg(long, value_name = "A")]
-    identity: PathBuf,
-    /// The picture that gives pose, expression and light
+    #[command(flatten)]
+    person: Person,
+    /// The picture that gives pose, expression, light and all around the face
     #[arg(long, value_name = "B")]
     attributes: PathBuf,
     #[command(flatten)]
     out: Output,
     #[command(flatten)]
     bundle: OptionalBundle,
+    #[command(flatten)]
+    detector: DetectorArgs,
+}
+
+/// Whose identity is given.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct Person {
+    /// The picture whose largest face says who it is
+    #[arg(long, value_name = "A")]
+    identity: Option<PathBuf>,
+    /// Nobody: the bundle's synthetic person of this number, from 0
+    #[arg(long, value_name = "N")]
+    avatar: Option<usize>,
 }
 
 fn strength(text: &str) -> Result<f32, String> {
@@ -165,16 +182,13 @@ fn faces(count: usize) -> &'static str {
     if count == 1 { "face" } else { "faces" }
 }
 
-/// The bundle makes no faces.
+/// There is no such avatar.
 #[derive(Debug, thiserror::Error)]
-enum GeneratorError {
-    #[error(
-        "identity {version} ({origin}) tells whose face it is (`visaged embed`) but makes no faces: it holds no generator; \
-         name the folder of a bundle that does with --bundle"
-    )]
-    Missing { version: String, origin: String },
-    #[error("identity {version} ({origin}) holds a generator, which this program cannot run: take a newer program")]
-    TooNew { version: String, origin: String },
+#[error("--avatar {asked}: {bundle} holds {there}, counted from 0")]
+struct NoSuchAvatar {
+    asked: usize,
+    there: usize,
+    bundle: String,
 }
 
 /// Runs the subcommand.
@@ -290,25 +304,46 @@ fn paint(
     let (aligned, similarity) = take_face(path, &picture, detector, out.face)?;
     let mut delta = Delta::default();
     artist.paint(&aligned, &mut delta).map_err(Failure::failed)?;
-    let mut composite = Composite::new();
-    match similarity {
-        None => picture = composite.over_crop(&delta, look, &aligned),
-        Some(similarity) => composite.over_picture(&delta, look, &mut picture, &similarity),
-    }
+    lay_over(&mut picture, &delta, look, &aligned, similarity.as_ref());
     write(out, &picture)
 }
 
-/// No bundle that this program runs makes faces yet; the pictures are opened all the same, so that what is told is what comes next.
 fn identity(args: &IdentityArgs) -> Result<(), Failure> {
     check_output(&args.out.output)?;
-    for path in [&args.identity, &args.attributes] {
-        open(path)?;
+    let person = args.person.identity.as_deref().map(|path| open(path).map(|picture| (path, picture))).transpose()?;
+    let mut picture = open(&args.attributes)?;
+    let model = GeneratorModel::new(args.bundle.load(Task::Identity)?, super::settings()?).map_err(Failure::failed)?;
+    let mut generator = Generator::new(&model).map_err(Failure::failed)?;
+    let detector = if args.out.crops { None } else { Some(args.detector.model()?) };
+    let person = match person {
+        Some((path, picture)) => take_face(path, &picture, detector.as_ref(), 0)?.0,
+        None => avatar(&model, args.person.avatar.unwrap_or_default())?.face().clone(),
+    };
+    generator.set_person(&person).map_err(Failure::failed)?;
+    let (aligned, similarity) = take_face(&args.attributes, &picture, detector.as_ref(), args.out.face)?;
+    let mut delta = Delta::default();
+    generator.exchange(&aligned, &mut delta).map_err(Failure::failed)?;
+    lay_over(&mut picture, &delta, &Look::default(), &aligned, similarity.as_ref());
+    write(&args.out, &picture)
+}
+
+fn avatar(model: &GeneratorModel, asked: usize) -> Result<&Avatar, Failure> {
+    let there = model.avatars().len();
+    let bundle = format!("identity {} ({})", model.bundle().version(), model.bundle().origin());
+    model.avatars().get(asked).ok_or_else(|| Failure::failed(NoSuchAvatar { asked, there, bundle }))
+}
+
+/// Changes the face that was taken from `picture`, which is that face where there is no similarity.
+fn lay_over(
+    picture: &mut RgbImage,
+    delta: &Delta,
+    look: &Look,
+    aligned: &AlignedFace,
+    similarity: Option<&Similarity>,
+) {
+    let mut composite = Composite::new();
+    match similarity {
+        None => *picture = composite.over_crop(delta, look, aligned),
+        Some(similarity) => composite.over_picture(delta, look, picture, similarity),
     }
-    let bundle = args.bundle.load(Task::Identity)?;
-    let manifest = bundle.identity().map_err(Failure::failed)?;
-    let (version, origin) = (bundle.version().to_string(), bundle.origin().to_string());
-    Err(Failure::failed(match manifest.has_generator {
-        false => GeneratorError::Missing { version, origin },
-        true => GeneratorError::TooNew { version, origin },
-    }))
 }

@@ -275,6 +275,8 @@ pub struct HomeAssistantConfig {
 pub struct PrivacyConfig {
     /// Which pictures may leave the device.
     pub images: Images,
+    /// Whose face is shown where `images` is [`Images::Avatar`]: a number within the bundle's avatars, from 0.
+    pub avatar: usize,
     /// No face is analysed until consent is given.
     pub require_consent: bool,
     /// A line that gives it while it is active.
@@ -287,6 +289,8 @@ pub enum Images {
     /// None.
     #[default]
     Never,
+    /// A face that the camera sees, re-synthesised as a synthetic person's, when the command `snapshot` asks for it.
+    Avatar,
     /// What the camera sees, when the command `snapshot` asks for it.
     Raw,
 }
@@ -335,6 +339,8 @@ pub struct ModelsConfig {
     pub detector: Option<PathBuf>,
     /// Folder of a `derl` bundle.
     pub derl: Option<PathBuf>,
+    /// Folder of an `identity` bundle, for avatars and the try-on of the live page.
+    pub identity: Option<PathBuf>,
     /// Folder of a `makeup` bundle, for the try-on of the live page.
     pub makeup: Option<PathBuf>,
     /// Bundles installed on this device; `None`: there is no store.
@@ -343,7 +349,7 @@ pub struct ModelsConfig {
 
 impl ModelsConfig {
     /// The bundles inside the binary, whatever is installed.
-    pub const BUILT_IN: Self = Self { detector: None, derl: None, makeup: None, store: None };
+    pub const BUILT_IN: Self = Self { detector: None, derl: None, identity: None, makeup: None, store: None };
 
     /// The folder that is named for a task's bundle.
     pub fn folder(&self, task: Task) -> Option<&Path> {
@@ -351,8 +357,7 @@ impl ModelsConfig {
             Task::Detector => self.detector.as_deref(),
             Task::Derl => self.derl.as_deref(),
             Task::Makeup => self.makeup.as_deref(),
-            // The daemon asks nobody who he is.
-            Task::Identity => None,
+            Task::Identity => self.identity.as_deref(),
         }
     }
 }

@@ -18,7 +18,7 @@ use super::{
     PrivacyConfig, ReportConfig, SourceConfig, SpoolConfig, SpoolStorage, TlsConfig, WebConfig,
 };
 use crate::frame::PixelFormat;
-use crate::models::{ModelKey, StoreSettings};
+use crate::models::{IdentityManifest, ModelKey, StoreSettings};
 use crate::mqtt::command::Name;
 use crate::nn::{KERNELS_VARIABLE, Settings};
 
@@ -484,8 +484,9 @@ fn read_models(mut s: Section<'_>) -> ModelsConfig {
         let path: PathBuf = s.get(key, PathBuf::new(), any);
         (!path.as_os_str().is_empty()).then_some(path)
     };
-    let (detector, derl, makeup) = (folder("detector"), folder("derl"), folder("makeup"));
-    let models = ModelsConfig { detector, derl, makeup, store: read_store(&mut s) };
+    let (detector, derl) = (folder("detector"), folder("derl"));
+    let (identity, makeup) = (folder("identity"), folder("makeup"));
+    let models = ModelsConfig { detector, derl, identity, makeup, store: read_store(&mut s) };
     s.finish();
     models
 }
@@ -531,22 +532,20 @@ fn read_log(mut s: Section<'_>) -> LogConfig {
 
 /// Only what this version can keep is accepted; a promise of privacy that is not kept would be worse than none.
 fn read_privacy(mut s: Section<'_>) -> PrivacyConfig {
-    let images = s.get("images", "never".to_string(), |t: &String| match t.as_str() {
-        "never" | "raw" => Ok(()),
-        "avatar" => {
-            Err("\"avatar\" is not available in this version: use \"never\", or \"raw\" for the picture as it is"
-                .into())
-        }
-        _ => Err("takes \"never\" or \"raw\"".into()),
-    });
-    let images = if images == "raw" { Images::Raw } else { Images::Never };
+    let images = s.get("images", "never".to_string(), one_of(&["never", "avatar", "raw"]));
+    let images = match images.as_str() {
+        "raw" => Images::Raw,
+        "avatar" => Images::Avatar,
+        _ => Images::Never,
+    };
+    let avatar = s.get("avatar", 0, within(0, IdentityManifest::MOST_AVATARS as u32 - 1)) as usize;
     let require_consent = s.get("require_consent", false, any);
     let consent_gpio = s.optional_section("consent_gpio").map(read_consent_gpio);
     if consent_gpio.is_some() && !require_consent {
         s.fault("consent_gpio", "", "has no meaning where privacy.require_consent is false: nothing waits for consent");
     }
     s.finish();
-    PrivacyConfig { images, require_consent, consent_gpio }
+    PrivacyConfig { images, avatar, require_consent, consent_gpio }
 }
 
 fn read_consent_gpio(mut s: Section<'_>) -> ConsentGpio {
@@ -933,10 +932,13 @@ mod tests {
     }
 
     #[test]
-    fn no_picture_leaves_by_default_and_an_avatar_that_cannot_be_made_is_refused() {
+    fn no_picture_leaves_by_default_and_other_words_are_told() {
         assert_eq!(parse("").unwrap().privacy.images, Images::Never);
         assert_eq!(parse("[privacy]\nimages = \"raw\"\n").unwrap().privacy.images, Images::Raw);
-        assert!(faults("[privacy]\nimages = \"avatar\"\n")[0].contains("not available in this version"));
+        let avatar = parse("[privacy]\nimages = \"avatar\"\navatar = 3\n").unwrap().privacy;
+        assert_eq!((avatar.images, avatar.avatar), (Images::Avatar, 3));
+        assert!(faults("[privacy]\nimages = \"some\"\n")[0].contains("avatar"));
+        assert!(faults("[privacy]\navatar = 64\n")[0].contains("63"));
         assert!(parse("[privacy]\nrequire_consent = true\n").unwrap().privacy.require_consent);
     }
 

@@ -14,14 +14,15 @@ use jiff::Timestamp;
 
 use super::StartError;
 use super::stage::Supervision;
-use crate::config::ModelsConfig;
+use crate::config::{Config, Images, ModelsConfig};
 use crate::expression::derl::DerlModel;
 use crate::face::detect::DetectorModel;
 use crate::models::store::{SlotState, Started};
 use crate::models::{Bundle, Origin, Store, Task, Version};
 use crate::nn;
 use crate::synthesis::SynthesisError;
-use crate::synthesis::makeup::{Makeup, MakeupModel};
+use crate::synthesis::generator::GeneratorModel;
+use crate::synthesis::makeup::MakeupModels;
 use crate::telemetry::Telemetry;
 
 /// A store that could not be written to is asked again after this.
@@ -38,43 +39,75 @@ pub struct Models {
     pub derl: DerlModel,
     /// Puts make-up on for the live page; `None` where that is off, or there is no bundle for it.
     pub makeup: Option<MakeupModels>,
+    /// Gives faces another identity, for the live page and for avatars; `None` where neither is wanted, or no bundle has one.
+    pub generator: Option<GeneratorModel>,
     /// What went wrong before these were found, for people; while it is not empty the daemon says `degraded`.
     pub notes: Vec<String>,
 }
 
 impl Models {
-    /// Reads the bundles that a daemon would take, to be run as `nn` says, that for make-up only for a `try_on`; changes nothing.
+    /// Reads the bundles that a daemon would take, to be run as `nn` says, beyond the needed ones only those that are `wanted`; changes
+    /// nothing.
     ///
     /// # Errors
     /// [`StartError`] naming the bundle and what is wrong with it.
-    pub fn load(config: &ModelsConfig, try_on: bool, nn: nn::Settings) -> Result<Self, StartError> {
-        Chooser { config, try_on, start: None }.choose(nn).map(|(models, _)| models)
+    pub fn load(config: &ModelsConfig, wanted: Wanted, nn: nn::Settings) -> Result<Self, StartError> {
+        Chooser { config, wanted, start: None }.choose(nn).map(|(models, _)| models)
     }
 
     /// The bundles in use.
     pub fn bundles(&self) -> impl Iterator<Item = &Bundle> {
         let makeup = self.makeup.as_ref().map(|makeup| makeup.applied.bundle());
-        [self.detector.bundle(), self.derl.bundle()].into_iter().chain(makeup)
+        let identity = self.generator.as_ref().map(GeneratorModel::bundle);
+        [self.detector.bundle(), self.derl.bundle()].into_iter().chain(makeup).chain(identity)
     }
 
     /// Reads the bundles for a daemon that starts now, and counts the start of what is on trial.
     pub(super) fn start(
         config: &ModelsConfig,
-        try_on: bool,
+        wanted: Wanted,
         nn: nn::Settings,
         machine_boot: &str,
         now: Timestamp,
     ) -> Result<(Self, Trials), StartError> {
-        let (models, on_trial) = Chooser { config, try_on, start: Some((machine_boot, now)) }.choose(nn)?;
+        let (models, on_trial) = Chooser { config, wanted, start: Some((machine_boot, now)) }.choose(nn)?;
         models.notes.iter().for_each(|note| tracing::error!("{note}"));
         let store = config.store.as_ref().map(Store::new);
         Ok((models, Trials { store, on_trial, ..Trials::default() }))
     }
 }
 
+/// Which of the optional bundles a daemon has a use for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// The live page offers a try-on.
+    pub try_on: bool,
+    /// Pictures that leave the device show avatars.
+    pub avatars: bool,
+}
+
+impl Wanted {
+    /// What a configuration asks for.
+    pub fn of(config: &Config) -> Self {
+        Self {
+            try_on: config.web.as_ref().is_some_and(|web| web.try_on),
+            avatars: config.privacy.images == Images::Avatar,
+        }
+    }
+
+    /// Whether it is asked for at all.
+    fn wants(self, task: Task) -> bool {
+        match task {
+            Task::Detector | Task::Derl => true,
+            Task::Makeup => self.try_on,
+            Task::Identity => self.try_on || self.avatars,
+        }
+    }
+}
+
 struct Chooser<'a> {
     config: &'a ModelsConfig,
-    try_on: bool,
+    wanted: Wanted,
     /// Run of the machine and time, where the daemon really starts.
     start: Option<(&'a str, Timestamp)>,
 }
@@ -88,9 +121,10 @@ impl Chooser<'_> {
         let folder = self.config.derl.as_deref();
         let derl =
             self.prepare(Task::Derl, folder, &mut notes, &mut on_trial, |bundle| Ok(DerlModel::new(bundle, nn)?))?;
-        let makeup = if self.try_on { self.makeup(&mut notes, &mut on_trial, nn) } else { None };
+        let makeup = if self.wanted.try_on { self.makeup(&mut notes, &mut on_trial, nn) } else { None };
+        let generator = self.generator(&mut notes, &mut on_trial, nn);
         self.keep_unused();
-        Ok((Models { detector, derl, makeup, notes }, on_trial))
+        Ok((Models { detector, derl, makeup, generator, notes }, on_trial))
     }
 
     /// The daemon does its work without it.
@@ -100,11 +134,40 @@ impl Chooser<'_> {
         models.map_err(|error| notes.push(format!("web.try_on: {error}"))).ok()
     }
 
+    /// The daemon does its work without it, too: no avatar means that no picture leaves. A try-on offers it where it is there, and is
+    /// none the worse without.
+    fn generator(
+        &self,
+        notes: &mut Vec<String>,
+        on_trial: &mut Vec<OnTrial>,
+        nn: nn::Settings,
+    ) -> Option<GeneratorModel> {
+        if !self.wanted.wants(Task::Identity) {
+            return None;
+        }
+        let folder = self.config.identity.as_deref();
+        // A bundle that only tells people apart is a good one.
+        let prepare = |bundle: Bundle| match GeneratorModel::new(bundle, nn) {
+            Err(error @ SynthesisError::NoGenerator { .. }) => Ok(Err(error.to_string())),
+            Ok(model) if self.wanted.avatars && model.avatars().is_empty() => {
+                Ok(Err(format!("{} holds no avatars", model.bundle().origin())))
+            }
+            other => Ok(Ok(other?)),
+        };
+        let found = self.prepare(Task::Identity, folder, notes, on_trial, prepare);
+        let (key, told) = match self.wanted.avatars {
+            true => ("privacy.images = \"avatar\": no picture leaves this device", true),
+            false => ("web.try_on", folder.is_some()),
+        };
+        let found = found.map_err(|error| error.to_string()).and_then(|model| model);
+        found.map_err(|error| notes.extend(told.then(|| format!("{key}: {error}")))).ok()
+    }
+
     /// What the daemon does not run has passed all that it can pass: its self-test, when it was installed.
     fn keep_unused(&self) {
         let (Some(settings), Some(_)) = (&self.config.store, self.start) else { return };
         let store = Store::new(settings);
-        let unused = |task: &Task| task.is_optional() && !(*task == Task::Makeup && self.try_on);
+        let unused = |task: &Task| !self.wanted.wants(*task);
         for task in Task::ALL.into_iter().filter(unused) {
             let listed = store.list(task).unwrap_or_default();
             let Some(trial) = listed.iter().find(|listed| listed.state == SlotState::Trial) else { continue };
@@ -157,24 +220,6 @@ impl Chooser<'_> {
             }
         }
         prepare(Bundle::built_in(task)?)
-    }
-}
-
-/// Both halves of a make-up bundle.
-#[derive(Clone, Debug)]
-pub struct MakeupModels {
-    /// Puts a reference's make-up on.
-    pub applied: MakeupModel,
-    /// Takes make-up off.
-    pub bare: MakeupModel,
-}
-
-impl MakeupModels {
-    fn new(bundle: &Bundle, nn: nn::Settings) -> Result<Self, SynthesisError> {
-        Ok(Self {
-            applied: MakeupModel::new(bundle.clone(), Makeup::Applied, nn)?,
-            bare: MakeupModel::new(bundle.clone(), Makeup::Bare, nn)?,
-        })
     }
 }
 
@@ -238,8 +283,7 @@ impl Trials {
                 Task::Detector => ("faces", &telemetry.detector_failures),
                 Task::Derl => ("expression", &telemetry.derl_failures),
                 Task::Makeup => ("web", &telemetry.makeup_failures),
-                // Never on trial here.
-                Task::Identity => return None,
+                Task::Identity => ("web", &telemetry.identity_failures),
             };
             if let Some(restart) = restart.as_ref().filter(|restart| restart.stage == stage) {
                 return Some((*trial, format!("stage {stage} panicked: {}", restart.message)));

@@ -34,7 +34,7 @@ mod figures;
 mod reading;
 mod shutter;
 
-pub use bundles::Models;
+pub use bundles::{Models, Wanted};
 pub use commands::CommandParts;
 pub use consent::Consent;
 pub use health::Condition;
@@ -46,8 +46,8 @@ use crate::face::detect::DetectorError;
 use crate::frame::{CaptureTime, Frame};
 use crate::mailbox::Mailbox;
 use crate::mirror::web::{self, Page, Server, WebError};
-use crate::mirror::{Hub, Status as HubStatus, TryOn};
-use crate::models::BundleError;
+use crate::mirror::{Hub, Networks, Status as HubStatus, TryOn};
+use crate::models::{BundleError, Task};
 use crate::mqtt::{
     self, Client, CommandSink, DiskSettings, MemorySettings, Spool, SpoolError, Status, Tap, Topics, payload,
 };
@@ -186,7 +186,7 @@ impl Daemon {
     pub fn start(config: Config, parts: Parts) -> Result<Self, StartError> {
         let (models, trials) = Models::start(
             &config.models,
-            tries_on(&config),
+            Wanted::of(&config),
             config.nn,
             &system::machine_boot(),
             jiff::Timestamp::now(),
@@ -528,11 +528,6 @@ pub fn waits_for_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     sections.into_iter().filter(|(_, differs)| *differs).map(|(section, _)| section).collect()
 }
 
-/// Whether make-up may be drawn on the faces that the live page shows.
-fn tries_on(config: &Config) -> bool {
-    config.web.as_ref().is_some_and(|web| web.try_on)
-}
-
 /// One plain line for the live page.
 fn consent_notice(consent: payload::Consent) -> String {
     match consent {
@@ -648,18 +643,29 @@ fn start_page(config: &Config, context: &Context) -> Result<Option<Server>, Star
     let (Some(web), Some(hub)) = (&config.web, &context.hub) else { return Ok(None) };
     let page =
         Page { device: format!("{}/{}", config.device.site, config.device.name), mirrored: config.camera.mirror };
-    let server = Server::start("web", web.listen, web::router(hub.clone(), &page, try_on(context)))?;
+    let server = Server::start("web", web.listen, web::router(hub.clone(), &page, try_on(config, context)))?;
     tracing::info!(address = %server.address(), "the live page is served");
     Ok(Some(server))
 }
 
 /// `None` where it is off, or there is no bundle for it.
-fn try_on(context: &Context) -> Option<TryOn> {
-    let models = &context.models;
-    let makeup = models.makeup.clone()?;
+fn try_on(config: &Config, context: &Context) -> Option<TryOn> {
+    if !Wanted::of(config).try_on {
+        return None;
+    }
+    let Models { detector, derl, makeup, generator, .. } = &context.models;
+    let (makeup, generator) = (makeup.clone(), generator.clone());
+    if makeup.is_none() && generator.is_none() {
+        return None;
+    }
     let telemetry = Arc::clone(&context.telemetry);
-    let failed = move || Telemetry::count(&telemetry.makeup_failures);
-    Some(TryOn::new(models.detector.clone(), makeup.applied, makeup.bare, failed))
+    let failed = move |task| match task {
+        Task::Identity => Telemetry::count(&telemetry.identity_failures),
+        Task::Makeup => Telemetry::count(&telemetry.makeup_failures),
+        Task::Detector | Task::Derl => Telemetry::count(&telemetry.derl_failures),
+    };
+    let networks = Networks { detector: detector.clone(), derl: derl.clone(), makeup, generator };
+    Some(TryOn::new(networks, failed))
 }
 
 fn start_metrics(config: &Config, context: &Context) -> Result<Option<Server>, StartError> {

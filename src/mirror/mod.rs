@@ -12,4 +12,4 @@ mod try_on;
 pub mod web;
 
 pub use hub::{Hub, Status};
-pub use try_on::{MOST_BYTES, MOST_PIXELS, ReferenceError, Show, TryOn};
+pub use try_on::{MOST_BYTES, MOST_PIXELS, Networks, ReferenceError, Show, TryOn, WishError};

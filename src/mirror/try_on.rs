@@ -1,4 +1,5 @@
-//! The try-on: make-up drawn on the faces that the page shows, as a reference picture wears it, or taken off.
+//! The try-on: what is drawn on the faces that the page shows: a reference picture's make-up or identity, no make-up, no expression, or
+//! an avatar.
 //!
 //! The page sets a wish ([`TryOn`]); whoever draws for the page looks at it ([`Painter`]). Nothing goes the other way: readings, events and
 //! MQTT know nothing of it, and are made of the picture as it was.
@@ -13,15 +14,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::Serialize;
 use tokio::sync::Semaphore;
 
-use crate::expression::ObservedFace;
+use crate::expression::composite::Change;
+use crate::expression::derl::{Derl, DerlModel, ReadError};
+use crate::expression::{ObservedFace, Reading};
 use crate::face::AlignedFace;
 use crate::face::align::align;
 use crate::face::detect::{DetectOptions, Detector, DetectorModel};
 use crate::frame::{RgbImage, Scaler};
+use crate::models::Task;
 use crate::picture::{FileKind, PictureError, PictureLimits, decode_still};
 use crate::synthesis::SynthesisError;
 use crate::synthesis::composite::Composite;
-use crate::synthesis::makeup::{Artist, Delta, Look, MakeupModel};
+use crate::synthesis::delta::Delta;
+use crate::synthesis::generator::{Generator, GeneratorModel};
+use crate::synthesis::makeup::{Artist, Look, MakeupModel, MakeupModels};
 
 /// A reference picture's file is no larger.
 pub const MOST_BYTES: usize = 4 << 20;
@@ -43,12 +49,26 @@ pub enum Show {
     Makeup,
     /// Faces without make-up.
     Bare,
+    /// Faces without expression.
+    Neutral,
+    /// The reference's identity.
+    Identity,
+    /// A synthetic person's identity.
+    Avatar,
 }
 
 impl Show {
+    /// All of them.
+    const ALL: [Self; 6] = [Self::Nothing, Self::Makeup, Self::Bare, Self::Neutral, Self::Identity, Self::Avatar];
+
     /// By the name that the page uses.
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Nothing, Self::Makeup, Self::Bare].into_iter().find(|show| show.name() == name)
+        Self::ALL.into_iter().find(|show| show.name() == name)
+    }
+
+    /// Whether it draws what a reference picture has.
+    fn needs_reference(self) -> bool {
+        matches!(self, Self::Makeup | Self::Identity)
     }
 
     fn name(self) -> &'static str {
@@ -56,6 +76,9 @@ impl Show {
             Self::Nothing => "nothing",
             Self::Makeup => "makeup",
             Self::Bare => "bare",
+            Self::Neutral => "neutral",
+            Self::Identity => "identity",
+            Self::Avatar => "avatar",
         }
     }
 }
@@ -65,6 +88,11 @@ impl Show {
 pub(super) struct TryOnState {
     pub(super) show: Show,
     pub(super) strength: f32,
+    /// What there are networks for.
+    pub(super) offered: Vec<Show>,
+    /// Which avatar, and of how many.
+    pub(super) avatar: usize,
+    pub(super) avatars: usize,
     /// Whether a reference is there.
     pub(super) reference: bool,
     /// Why it was turned off, where it failed.
@@ -88,6 +116,65 @@ pub enum ReferenceError {
     NoFace,
 }
 
+/// The networks of a try-on. What one is missing for is not offered.
+#[derive(Clone, Debug)]
+pub struct Networks {
+    /// Finds the face of a reference picture.
+    pub detector: DetectorModel,
+    /// Takes expressions off.
+    pub derl: DerlModel,
+    /// Puts make-up on, and takes it off.
+    pub makeup: Option<MakeupModels>,
+    /// Gives other identities.
+    pub generator: Option<GeneratorModel>,
+}
+
+impl Networks {
+    fn offers(&self, show: Show) -> bool {
+        match show {
+            Show::Nothing | Show::Neutral => true,
+            Show::Makeup | Show::Bare => self.makeup.is_some(),
+            Show::Identity => self.generator.is_some(),
+            Show::Avatar => self.avatars() > 0,
+        }
+    }
+
+    fn avatars(&self) -> usize {
+        self.generator.as_ref().map_or(0, |generator| generator.avatars().len())
+    }
+
+    /// The task whose network draws it.
+    fn task(show: Show) -> Task {
+        match show {
+            Show::Nothing | Show::Neutral => Task::Derl,
+            Show::Makeup | Show::Bare => Task::Makeup,
+            Show::Identity | Show::Avatar => Task::Identity,
+        }
+    }
+}
+
+/// Why something could not be drawn.
+#[derive(Debug, thiserror::Error)]
+enum DrawError {
+    #[error(transparent)]
+    Synthesis(#[from] SynthesisError),
+    #[error(transparent)]
+    Derl(#[from] ReadError),
+    #[error("a network panicked")]
+    Panic,
+}
+
+/// Why a wish was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WishError {
+    /// It takes a reference picture.
+    #[error("no reference picture yet: choose one first")]
+    NoReference,
+    /// There is no network for it.
+    #[error("no installed bundle can draw this: `visaged check` says which ones are there")]
+    NotOffered,
+}
+
 /// What is to be drawn, and with which networks; clones share one wish.
 #[derive(Clone)]
 pub struct TryOn {
@@ -95,19 +182,18 @@ pub struct TryOn {
 }
 
 struct Shared {
-    detector: DetectorModel,
-    applied: MakeupModel,
-    bare: MakeupModel,
+    networks: Networks,
     wish: Mutex<Wish>,
     /// Held while a reference is looked at.
     turn: Semaphore,
-    failed: Box<dyn Fn() + Send + Sync>,
+    failed: Box<dyn Fn(Task) + Send + Sync>,
 }
 
 #[derive(Clone, Debug)]
 struct Wish {
     show: Show,
     strength: f32,
+    avatar: usize,
     reference: Option<Arc<AlignedFace>>,
     problem: Option<String>,
 }
@@ -119,34 +205,44 @@ impl std::fmt::Debug for TryOn {
 }
 
 impl TryOn {
-    /// Nothing is drawn yet. `failed` is called when a network fails on a face.
-    pub fn new(
-        detector: DetectorModel,
-        applied: MakeupModel,
-        bare: MakeupModel,
-        failed: impl Fn() + Send + Sync + 'static,
-    ) -> Self {
-        let wish = Wish { show: Show::Nothing, strength: 1.0, reference: None, problem: None };
+    /// Nothing is drawn yet. `failed` is called with the task of a network that fails on a face.
+    pub fn new(networks: Networks, failed: impl Fn(Task) + Send + Sync + 'static) -> Self {
+        let wish = Wish { show: Show::Nothing, strength: 1.0, avatar: 0, reference: None, problem: None };
         let (wish, turn, failed) = (Mutex::new(wish), Semaphore::new(1), Box::new(failed));
-        Self { shared: Arc::new(Shared { detector, applied, bare, wish, turn, failed }) }
+        Self { shared: Arc::new(Shared { networks, wish, turn, failed }) }
     }
 
-    /// Draws something else from now on. Without a reference no make-up can be put on: it then stays as it was.
-    pub(super) fn set(&self, show: Option<Show>, strength: Option<f32>) -> bool {
+    /// Draws something else from now on; of an avatar's number the remainder counts.
+    ///
+    /// # Errors
+    /// [`WishError`]; all then stays as it was.
+    pub(super) fn set(
+        &self,
+        show: Option<Show>,
+        strength: Option<f32>,
+        avatar: Option<usize>,
+    ) -> Result<(), WishError> {
         let mut wish = self.wish();
-        if show == Some(Show::Makeup) && wish.reference.is_none() {
-            return false;
-        }
         if let Some(show) = show {
+            if !self.shared.networks.offers(show) {
+                return Err(WishError::NotOffered);
+            }
+            if show.needs_reference() && wish.reference.is_none() {
+                return Err(WishError::NoReference);
+            }
             (wish.show, wish.problem) = (show, None);
         }
         if let Some(strength) = strength.filter(|strength| strength.is_finite()) {
             wish.strength = strength.clamp(0.0, 1.0);
         }
-        true
+        if let Some(avatar) = avatar {
+            wish.avatar = avatar.checked_rem(self.shared.networks.avatars()).unwrap_or(0);
+        }
+        Ok(())
     }
 
-    /// Takes the largest face of a picture's file for the reference, and draws its make-up from now on. Takes its time: not for a thread
+    /// Takes the largest face of a picture's file for the reference, and draws what it has from now on: what was
+    /// drawn, where that takes a reference, else make-up, else its identity. Takes its time: not for a thread
     /// that others wait for.
     ///
     /// # Errors
@@ -159,13 +255,15 @@ impl TryOn {
         };
         let limits = PictureLimits { max_pixels: MOST_PIXELS, max_file_bytes: MOST_BYTES as u64 };
         let picture = smaller(decode_still(Path::new("the reference picture"), format, bytes, limits)?);
-        let model = &self.shared.detector;
+        let model = &self.shared.networks.detector;
         let (mut found, mut aligned) = (Vec::new(), AlignedFace::default());
         Detector::new(model, DetectOptions::still(model)).detect(&picture, &mut found)?;
         let face = found.first().ok_or(ReferenceError::NoFace)?;
         align(&picture, &face.landmarks, &mut aligned).map_err(|_| ReferenceError::NoFace)?;
         let mut wish = self.wish();
-        (wish.reference, wish.show, wish.problem) = (Some(Arc::new(aligned)), Show::Makeup, None);
+        let shows = [wish.show, Show::Makeup, Show::Identity];
+        let show = shows.into_iter().find(|show| show.needs_reference() && self.shared.networks.offers(*show));
+        (wish.reference, wish.show, wish.problem) = (Some(Arc::new(aligned)), show.unwrap_or(wish.show), None);
         Ok(())
     }
 
@@ -173,7 +271,7 @@ impl TryOn {
     pub(super) fn forget_reference(&self) {
         let mut wish = self.wish();
         wish.reference = None;
-        if wish.show == Show::Makeup {
+        if wish.show.needs_reference() {
             wish.show = Show::Nothing;
         }
     }
@@ -188,13 +286,16 @@ impl TryOn {
         TryOnState {
             show: wish.show,
             strength: wish.strength,
+            offered: Show::ALL.into_iter().filter(|show| self.shared.networks.offers(*show)).collect(),
+            avatar: wish.avatar,
+            avatars: self.shared.networks.avatars(),
             reference: wish.reference.is_some(),
             problem: wish.problem.clone(),
         }
     }
 
-    fn give_up(&self, problem: String) {
-        (self.shared.failed)();
+    fn give_up(&self, show: Show, problem: String) {
+        (self.shared.failed)(Networks::task(show));
         tracing::warn!(problem, "the try-on was turned off");
         let mut wish = self.wish();
         (wish.show, wish.problem) = (Show::Nothing, Some(problem));
@@ -218,14 +319,39 @@ fn smaller(picture: RgbImage) -> RgbImage {
     small
 }
 
+/// Whose identity a generator gives.
+#[derive(Clone, Debug)]
+enum Person {
+    Reference(Arc<AlignedFace>),
+    Avatar(usize),
+}
+
+impl Person {
+    fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Reference(a), Self::Reference(b)) => Arc::ptr_eq(a, b),
+            (Self::Avatar(a), Self::Avatar(b)) => a == b,
+            _ => false,
+        }
+    }
+}
+
+/// The networks that were needed so far.
+#[derive(Default)]
+struct Ready {
+    applied: Option<(Artist, Option<Arc<AlignedFace>>)>,
+    bare: Option<Artist>,
+    generator: Option<(Generator, Option<Person>)>,
+    derl: Option<Derl>,
+}
+
 /// Draws what is wished for; its networks are set up when they are first needed.
 pub(super) struct Painter {
     try_on: TryOn,
-    applied: Option<Artist>,
-    bare: Option<Artist>,
-    reference: Option<Arc<AlignedFace>>,
+    ready: Ready,
     look: Look,
     delta: Delta,
+    reading: Reading,
     aligned: AlignedFace,
     composite: Composite,
 }
@@ -234,11 +360,10 @@ impl Painter {
     pub(super) fn new(try_on: TryOn) -> Self {
         Self {
             try_on,
-            applied: None,
-            bare: None,
-            reference: None,
+            ready: Ready::default(),
             look: Look::default(),
             delta: Delta::default(),
+            reading: Reading::default(),
             aligned: AlignedFace::default(),
             composite: Composite::new(),
         }
@@ -253,41 +378,94 @@ impl Painter {
         self.look.set_strength(wish.strength);
         // A panic among the networks is theirs alone: the page goes on.
         let drawn = catch_unwind(AssertUnwindSafe(|| self.draw_all(&wish, picture, faces)));
-        let problem = match drawn {
-            Ok(Ok(())) => return true,
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "the make-up network panicked".into(),
-        };
-        (self.applied, self.bare, self.reference) = (None, None, None);
-        self.try_on.give_up(problem);
+        if let Err(error) = drawn.unwrap_or(Err(DrawError::Panic)) {
+            self.ready = Ready::default();
+            self.try_on.give_up(wish.show, error.to_string());
+        }
         true
     }
 
-    fn draw_all(&mut self, wish: &Wish, picture: &mut RgbImage, faces: &[ObservedFace]) -> Result<(), SynthesisError> {
-        let artist = match wish.show {
-            Show::Bare => ready(&mut self.bare, &self.try_on.shared.bare)?,
-            _ => ready(&mut self.applied, &self.try_on.shared.applied)?,
-        };
-        if let (Show::Makeup, Some(reference)) = (wish.show, &wish.reference)
-            && self.reference.as_ref().is_none_or(|known| !Arc::ptr_eq(known, reference))
-        {
-            artist.set_reference(reference)?;
-            self.reference = Some(Arc::clone(reference));
-        }
+    fn draw_all(&mut self, wish: &Wish, picture: &mut RgbImage, faces: &[ObservedFace]) -> Result<(), DrawError> {
         for face in faces.iter().take(MOST_FACES) {
             // A face without landmarks worth the name stays as it is.
             let Ok(similarity) = align(picture, &face.face.landmarks, &mut self.aligned) else { continue };
-            artist.paint(&self.aligned, &mut self.delta)?;
-            self.composite.over_picture(&self.delta, &self.look, picture, &similarity);
+            if wish.show == Show::Neutral {
+                let derl = self.ready.derl(&self.try_on.shared.networks)?;
+                derl.read(&self.aligned, &mut self.reading)?;
+                let change = Change::new(&self.aligned, derl.luminance(), &self.reading);
+                change.over_picture(picture, &similarity);
+            } else if self.change(wish)? {
+                self.composite.over_picture(&self.delta, &self.look, picture, &similarity);
+            }
         }
         Ok(())
     }
+
+    /// What takes the aligned face to what is wished for; `false` where nothing can.
+    fn change(&mut self, wish: &Wish) -> Result<bool, DrawError> {
+        let networks = &self.try_on.shared.networks;
+        let (aligned, delta) = (&self.aligned, &mut self.delta);
+        match (wish.show, &wish.reference, &networks.makeup, &networks.generator) {
+            (Show::Makeup, Some(reference), Some(models), _) => {
+                self.ready.applied(&models.applied, reference)?.paint(aligned, delta)?;
+            }
+            (Show::Bare, _, Some(models), _) => {
+                let artist = match &mut self.ready.bare {
+                    Some(artist) => artist,
+                    place => place.insert(Artist::new(&models.bare)?),
+                };
+                artist.paint(aligned, delta)?;
+            }
+            (Show::Identity, Some(reference), _, Some(model)) => {
+                self.ready.generator(model, Person::Reference(Arc::clone(reference)))?.exchange(aligned, delta)?;
+            }
+            (Show::Avatar, _, _, Some(model)) => {
+                self.ready.generator(model, Person::Avatar(wish.avatar))?.exchange(aligned, delta)?;
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
 }
 
-fn ready<'a>(place: &'a mut Option<Artist>, model: &MakeupModel) -> Result<&'a mut Artist, SynthesisError> {
-    match place {
-        Some(artist) => Ok(artist),
-        None => Ok(place.insert(Artist::new(model)?)),
+impl Ready {
+    fn derl(&mut self, networks: &Networks) -> Result<&mut Derl, DrawError> {
+        Ok(match &mut self.derl {
+            Some(derl) => derl,
+            place => place.insert(Derl::new(&networks.derl)?),
+        })
+    }
+
+    fn applied(&mut self, model: &MakeupModel, wanted: &Arc<AlignedFace>) -> Result<&mut Artist, SynthesisError> {
+        let (artist, reference) = match &mut self.applied {
+            Some(there) => there,
+            place => place.insert((Artist::new(model)?, None)),
+        };
+        if reference.as_ref().is_none_or(|known| !Arc::ptr_eq(known, wanted)) {
+            artist.set_reference(wanted)?;
+            *reference = Some(Arc::clone(wanted));
+        }
+        Ok(artist)
+    }
+
+    fn generator(&mut self, model: &GeneratorModel, wanted: Person) -> Result<&mut Generator, SynthesisError> {
+        let (generator, person) = match &mut self.generator {
+            Some(there) => there,
+            place => place.insert((Generator::new(model)?, None)),
+        };
+        if person.as_ref().is_none_or(|known| !known.is(&wanted)) {
+            // Of the one before nothing is left where this one cannot be taken.
+            *person = None;
+            match &wanted {
+                Person::Reference(face) => generator.set_person(face)?,
+                Person::Avatar(k) => match model.avatars().get(*k) {
+                    Some(avatar) => generator.set_person(avatar.face())?,
+                    None => return Err(SynthesisError::Nobody),
+                },
+            }
+            *person = Some(wanted);
+        }
+        Ok(generator)
     }
 }
 
@@ -298,9 +476,8 @@ pub(super) mod tests {
     use super::*;
     use crate::expression::{Emotion, Probabilities};
     use crate::face::{Face, TrackId};
-    use crate::models::{Bundle, Task};
+    use crate::models::Bundle;
     use crate::nn::Settings;
-    use crate::synthesis::makeup::Makeup;
     use crate::synthesis::makeup::tests::test_bundle;
 
     pub(in crate::mirror) fn try_on() -> (TryOn, Arc<AtomicUsize>) {
@@ -308,12 +485,16 @@ pub(super) mod tests {
         let counter = Arc::clone(&failures);
         let nn = Settings::default();
         let detector = DetectorModel::new(Bundle::built_in(Task::Detector).unwrap(), nn).unwrap();
-        let [on, off] = [Makeup::Applied, Makeup::Bare]
-            .map(|makeup| MakeupModel::new(test_bundle(Task::Makeup), makeup, nn).unwrap());
-        let count = move || {
+        let networks = Networks {
+            detector,
+            derl: DerlModel::new(Bundle::built_in(Task::Derl).unwrap(), nn).unwrap(),
+            makeup: Some(MakeupModels::new(&test_bundle(Task::Makeup), nn).unwrap()),
+            generator: Some(GeneratorModel::new(test_bundle(Task::Identity), nn).unwrap()),
+        };
+        let count = move |_| {
             counter.fetch_add(1, Ordering::Relaxed);
         };
-        (TryOn::new(detector, on, off, count), failures)
+        (TryOn::new(networks, count), failures)
     }
 
     pub(in crate::mirror) fn portrait() -> Vec<u8> {
@@ -355,22 +536,78 @@ pub(super) mod tests {
             (painter.draw(&mut picture, &faces), picture)
         };
         assert_eq!(draw(&mut painter), (false, before.clone()));
-        assert!(!try_on.set(Some(Show::Makeup), None), "there is no reference yet");
+        assert_eq!(try_on.set(Some(Show::Makeup), None, None), Err(WishError::NoReference));
         try_on.take_reference(&other_reference()).unwrap();
         assert_eq!(try_on.state().show, Show::Makeup);
         let (synthetic, on) = draw(&mut painter);
         assert!(synthetic && on != before);
         let width = 3 * before.width_px as usize;
         assert_eq!(on.data[..4 * width], before.data[..4 * width], "the top rows are no face");
-        assert!(try_on.set(Some(Show::Bare), Some(0.5)));
+        try_on.set(Some(Show::Bare), Some(0.5), None).unwrap();
         assert!(draw(&mut painter).0);
-        assert!(try_on.set(None, Some(0.0)));
+        try_on.set(None, Some(0.0), None).unwrap();
         assert_eq!(draw(&mut painter), (false, before.clone()));
-        try_on.set(Some(Show::Makeup), Some(1.0));
+        try_on.set(Some(Show::Makeup), Some(1.0), None).unwrap();
         try_on.forget_reference();
         let state = try_on.state();
         assert_eq!((state.show, state.reference), (Show::Nothing, false));
         assert_eq!((draw(&mut painter), failures.load(Ordering::Relaxed)), ((false, before.clone()), 0));
+    }
+
+    #[test]
+    fn each_thing_that_is_offered_draws_something_of_its_own_on_the_face() {
+        let (try_on, failures) = try_on();
+        let mut painter = Painter::new(try_on.clone());
+        let (before, faces) = scene();
+        try_on.take_reference(&other_reference()).unwrap();
+        let mut drawn = Vec::new();
+        for (show, avatar) in [
+            (Show::Makeup, 0),
+            (Show::Bare, 0),
+            (Show::Neutral, 0),
+            (Show::Identity, 0),
+            (Show::Avatar, 0),
+            (Show::Avatar, 1),
+            (Show::Identity, 0),
+        ] {
+            try_on.set(Some(show), None, Some(avatar)).unwrap();
+            let mut picture = before.clone();
+            assert!(painter.draw(&mut picture, &faces));
+            assert!(picture != before, "{show:?}");
+            drawn.push(picture);
+        }
+        let again = drawn.pop();
+        assert_eq!(again.as_ref(), drawn.get(3), "the reference is taken anew after an avatar");
+        for (i, picture) in drawn.iter().enumerate() {
+            assert!(drawn[..i].iter().all(|other| other != picture), "{i}");
+        }
+        assert_eq!(failures.load(Ordering::Relaxed), 0, "{:?}", try_on.state().problem);
+    }
+
+    #[test]
+    fn what_no_bundle_can_draw_is_not_offered_and_avatars_are_counted_round() {
+        let (full, _) = try_on();
+        let networks = Networks { makeup: None, generator: None, ..full.shared.networks.clone() };
+        let bare = TryOn::new(networks, |_| ());
+        assert_eq!(bare.state().offered, [Show::Nothing, Show::Neutral]);
+        for show in [Show::Makeup, Show::Bare, Show::Identity, Show::Avatar] {
+            assert_eq!(bare.set(Some(show), None, Some(3)), Err(WishError::NotOffered));
+        }
+        assert_eq!(full.state().offered, Show::ALL);
+        full.set(Some(Show::Avatar), None, Some(5)).unwrap();
+        assert_eq!((full.state().avatar, full.state().avatars), (1, 2));
+    }
+
+    #[test]
+    fn a_new_reference_goes_on_with_what_was_drawn_from_the_one_before() {
+        let (try_on, _) = try_on();
+        try_on.take_reference(&portrait()).unwrap();
+        assert_eq!(try_on.state().show, Show::Makeup);
+        try_on.set(Some(Show::Identity), None, None).unwrap();
+        try_on.take_reference(&other_reference()).unwrap();
+        assert_eq!(try_on.state().show, Show::Identity);
+        try_on.forget_reference();
+        assert_eq!(try_on.state().show, Show::Nothing);
     }
 
     #[test]
@@ -413,11 +650,11 @@ pub(super) mod tests {
     #[test]
     fn a_failure_turns_the_try_on_off_and_is_counted_and_told() {
         let (try_on, failures) = try_on();
-        try_on.set(Some(Show::Bare), None);
-        try_on.give_up("no such tensor".into());
+        try_on.set(Some(Show::Bare), None, None).unwrap();
+        try_on.give_up(Show::Bare, "no such tensor".into());
         let state = try_on.state();
         assert_eq!((state.show, state.problem.as_deref()), (Show::Nothing, Some("no such tensor")));
         assert_eq!(failures.load(Ordering::Relaxed), 1);
-        assert!(try_on.set(Some(Show::Bare), None) && try_on.state().problem.is_none());
+        assert!(try_on.set(Some(Show::Bare), None, None).is_ok() && try_on.state().problem.is_none());
     }
 }

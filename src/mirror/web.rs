@@ -729,11 +729,12 @@ fn neutral_jpeg(luminance: &[u8]) -> Result<Vec<u8>, EncodingError> {
 
 // ---- /try-on ----
 
-/// `POST /try-on?show=nothing|makeup|bare&strength=0..1`
+/// `POST /try-on?show=nothing|makeup|bare|neutral|identity|avatar&strength=0..1&avatar=N`
 #[derive(Deserialize)]
 struct TryOnWish {
     show: Option<String>,
     strength: Option<f32>,
+    avatar: Option<usize>,
 }
 
 type Refused = (StatusCode, String);
@@ -753,13 +754,16 @@ async fn set_try_on(
 ) -> Result<StatusCode, Refused> {
     let try_on = own_try_on(&feed, &headers)?;
     let show = match wish.show.as_deref().map(|name| Show::from_name(name).ok_or(name)) {
-        Some(Err(_)) => return Err((StatusCode::BAD_REQUEST, "show takes nothing, makeup or bare\n".into())),
+        Some(Err(_)) => {
+            return Err((
+                StatusCode::BAD_REQUEST,
+                "show takes nothing, makeup, bare, neutral, identity or avatar\n".into(),
+            ));
+        }
         Some(Ok(show)) => Some(show),
         None => None,
     };
-    if !try_on.set(show, wish.strength) {
-        return Err((StatusCode::CONFLICT, "no reference picture yet: choose one first\n".into()));
-    }
+    try_on.set(show, wish.strength, wish.avatar).map_err(|error| (StatusCode::CONFLICT, format!("{error}\n")))?;
     feed.hub.tell_all();
     Ok(StatusCode::NO_CONTENT)
 }

@@ -105,6 +105,9 @@ pub struct Manifest {
     /// From which similarity on two faces are one person's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verification: Option<VerificationEntry>,
+    /// Faces that stand in for anybody's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub avatars: Option<AvatarsEntry>,
     /// How it was quantised; for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantisation: Option<toml::Table>,
@@ -188,6 +191,15 @@ pub struct VerificationEntry {
     pub threshold_far_1e3: f32,
     /// The pairs that they were measured on; for people.
     pub calibrated_on: String,
+}
+
+/// `[avatars]`: synthetic faces, nobody's, that an identity generator gives to whoever is not to be seen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AvatarsEntry {
+    /// A PNG among the bundle's files: aligned faces of 128x128 pixels side by side.
+    pub file: String,
+    /// How many.
+    pub count: usize,
 }
 
 impl Manifest {
@@ -356,15 +368,31 @@ pub struct IdentityManifest {
     pub eps: f32,
     /// Both within (-1, 1), the stricter one not below the other.
     pub verification: VerificationEntry,
-    /// Whether its network can make a face (an output `face`); this program asks it for embeddings only.
+    /// Whether it holds a generator: a network that gives a face another identity.
     pub has_generator: bool,
+    /// How many avatars it holds; above zero only where it has a generator.
+    pub avatars: usize,
 }
 
 impl IdentityManifest {
-    /// The input.
+    /// The encoder's input.
     pub const FACE: &'static str = "face";
-    /// The output.
+    /// The encoder's output.
     pub const EMBEDDING: &'static str = "embedding";
+    /// The generator's input with the face of the person.
+    pub const PERSON: &'static str = "person";
+    /// The generator's input with the face that gives everything else.
+    pub const ATTRIBUTES: &'static str = "attributes";
+    /// The generator's input with the person's embedding, of length 1.
+    pub const WHO: &'static str = "who";
+    /// Its shape.
+    pub const WHO_SHAPE: [usize; 4] = [1, EMBEDDING_LEN, 1, 1];
+    /// The generator's output: what has to be added to the face that gives everything else.
+    pub const CHANGE: &'static str = "change";
+    /// Of both faces and of the output: an aligned face, a plane a colour.
+    pub const SHAPE: [usize; 4] = [1, 3, 128, 128];
+    /// No bundle holds more avatars.
+    pub const MOST_AVATARS: usize = 64;
 
     /// The view, checked.
     ///
@@ -376,8 +404,15 @@ impl IdentityManifest {
         let eps = checked_eps(manifest.input(Self::FACE, [1, 1, side, side], "luminance", "per-image")?)?;
         manifest.output(Self::EMBEDDING, &[1, EMBEDDING_LEN])?;
         let verification = checked_verification(manifest.verification.as_ref())?;
-        let has_generator = manifest.outputs.iter().any(|output| output.name == "face");
-        Ok(Self { eps, verification, has_generator })
+        let has_generator = manifest.outputs.iter().any(|output| output.name == Self::CHANGE);
+        if has_generator {
+            manifest.output(Self::CHANGE, &Self::SHAPE)?;
+            manifest.input(Self::PERSON, Self::SHAPE, "rgb", "none")?;
+            manifest.input(Self::ATTRIBUTES, Self::SHAPE, "rgb", "none")?;
+            manifest.input(Self::WHO, Self::WHO_SHAPE, "embedding", "unit-length")?;
+        }
+        let avatars = checked_avatars(manifest.avatars.as_ref(), has_generator)?;
+        Ok(Self { eps, verification, has_generator, avatars })
     }
 }
 
@@ -427,6 +462,16 @@ fn checked_verification(entry: Option<&VerificationEntry>) -> Result<Verificatio
     }
     let reason = format!("{strict} is not between threshold_far_1e2, {loose}, and 1");
     Err(value("verification.threshold_far_1e3", reason))
+}
+
+fn checked_avatars(entry: Option<&AvatarsEntry>, has_generator: bool) -> Result<usize, BundleFault> {
+    let Some(entry) = entry else { return Ok(0) };
+    let most = IdentityManifest::MOST_AVATARS;
+    match entry.count {
+        _ if !has_generator => Err(value("avatars", "is there, but no generator that could use them".into())),
+        count if (1..=most).contains(&count) => Ok(count),
+        count => Err(value("avatars.count", format!("is {count}, must be from 1 to {most}"))),
+    }
 }
 
 fn eight_names(labels: &[String]) -> Result<[String; 8], BundleFault> {

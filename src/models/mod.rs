@@ -23,8 +23,9 @@ use std::path::{Component, Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 pub use manifest::{
-    DerlManifest, DetectionEntry, DetectorManifest, EMBEDDING_LEN, FileEntry, IDENTITY_SIDE_PX, IdentityManifest,
-    InputEntry, MakeupManifest, Manifest, NeutralityEntry, OutputEntry, SCHEMA, Task, VerificationEntry,
+    AvatarsEntry, DerlManifest, DetectionEntry, DetectorManifest, EMBEDDING_LEN, FileEntry, IDENTITY_SIDE_PX,
+    IdentityManifest, InputEntry, MakeupManifest, Manifest, NeutralityEntry, OutputEntry, SCHEMA, Task,
+    VerificationEntry,
 };
 pub use seal::ModelKey;
 pub use store::{Store, StoreSettings};
@@ -44,6 +45,24 @@ pub struct Bundle {
     manifest_sha256: String,
     version: Version,
     model: Cow<'static, [u8]>,
+    /// The file of `[avatars]`.
+    avatars: Option<Cow<'static, [u8]>>,
+}
+
+/// What is inside this binary of a bundle.
+struct Inside {
+    manifest: &'static str,
+    model: &'static [u8],
+    avatars: Option<&'static [u8]>,
+}
+
+/// What was read of a bundle, verified.
+struct Parts {
+    manifest: Manifest,
+    manifest_sha256: String,
+    version: Version,
+    model: Vec<u8>,
+    avatars: Option<Vec<u8>>,
 }
 
 /// Where a bundle comes from.
@@ -145,9 +164,12 @@ pub enum BundleFault {
         /// As listed.
         path: String,
     },
-    /// `model.onnx` is not among the listed files.
-    #[error("manifest.toml does not list model.onnx under [[files]]")]
-    Unlisted,
+    /// A file that is needed is not among the listed files.
+    #[error("manifest.toml does not list {0} under [[files]]")]
+    Unlisted(String),
+    /// The avatars are not the picture that they have to be.
+    #[error("its avatars cannot be used: {0}; copy the bundle again, or make it anew")]
+    Avatars(String),
     /// A file has another size than listed.
     #[error("{file} has {found} bytes, manifest.toml lists {expected}: copy the bundle again")]
     Size {
@@ -193,20 +215,28 @@ impl Bundle {
     /// # Errors
     /// [`BundleError`]: there is none ([`BundleFault::Absent`]), or the binary was built from a damaged tree.
     pub fn built_in(task: Task) -> Result<Self, BundleError> {
-        let Some((manifest, model)) = inside(task) else {
+        let Some(inside) = inside(task) else {
             return Err(BundleError { origin: Origin::BuiltIn(task), fault: BundleFault::Absent });
         };
         let verified = || {
             let (parsed, version) = Self::parse_built_in(task)?;
-            let entry = parsed.files.iter().find(|f| f.path == MODEL).ok_or(BundleFault::Unlisted)?;
-            verify_bytes(entry, model)?;
-            Ok((parsed, version))
+            verify_bytes(listed(&parsed, MODEL)?, inside.model)?;
+            let avatars = match (&parsed.avatars, inside.avatars) {
+                (None, _) => None,
+                (Some(entry), Some(bytes)) => {
+                    verify_bytes(listed(&parsed, &entry.file)?, bytes)?;
+                    Some(Cow::Borrowed(bytes))
+                }
+                (Some(entry), None) => return Err(BundleFault::Unlisted(entry.file.clone())),
+            };
+            Ok((parsed, version, avatars))
         };
         let origin = Origin::BuiltIn(task);
         match verified() {
-            Ok((parsed, version)) => {
-                let manifest_sha256 = sha256_hex(manifest.as_bytes());
-                Ok(Self { origin, manifest: parsed, manifest_sha256, version, model: Cow::Borrowed(model) })
+            Ok((parsed, version, avatars)) => {
+                let manifest_sha256 = sha256_hex(inside.manifest.as_bytes());
+                let model = Cow::Borrowed(inside.model);
+                Ok(Self { origin, manifest: parsed, manifest_sha256, version, model, avatars })
             }
             Err(fault) => Err(BundleError { origin, fault }),
         }
@@ -235,8 +265,9 @@ impl Bundle {
     /// The bundle whose files `read` gives by name, and of each at most one byte more than it is told.
     fn from_files(origin: Origin, read: impl FnMut(&str, u64) -> io::Result<Vec<u8>>) -> Result<Self, BundleError> {
         match Self::read_files(read) {
-            Ok((manifest, manifest_sha256, version, model)) => {
-                Ok(Self { origin, manifest, manifest_sha256, version, model: Cow::Owned(model) })
+            Ok(Parts { manifest, manifest_sha256, version, model, avatars }) => {
+                let (model, avatars) = (Cow::Owned(model), avatars.map(Cow::Owned));
+                Ok(Self { origin, manifest, manifest_sha256, version, model, avatars })
             }
             Err(fault) => Err(BundleError { origin, fault }),
         }
@@ -270,6 +301,11 @@ impl Bundle {
     /// The bytes of `model.onnx`, verified.
     pub fn model(&self) -> &[u8] {
         &self.model
+    }
+
+    /// The bytes of the picture that holds its avatars, verified; `None` where it has none.
+    pub fn avatars(&self) -> Option<&[u8]> {
+        self.avatars.as_deref()
     }
 
     /// The SHA-256 of `model.onnx`, in lower-case hexadecimal.
@@ -324,8 +360,7 @@ impl Bundle {
     }
 
     fn parse_built_in(task: Task) -> Result<(Manifest, Version), BundleFault> {
-        let (text, _) = inside(task).ok_or(BundleFault::Absent)?;
-        let manifest = Manifest::parse(text)?;
+        let manifest = Manifest::parse(inside(task).ok_or(BundleFault::Absent)?.manifest)?;
         if manifest.task != task {
             return Err(BundleFault::Task { expected: task, found: manifest.task });
         }
@@ -333,9 +368,7 @@ impl Bundle {
         Ok((manifest, version))
     }
 
-    fn read_files(
-        mut read: impl FnMut(&str, u64) -> io::Result<Vec<u8>>,
-    ) -> Result<(Manifest, String, Version, Vec<u8>), BundleFault> {
+    fn read_files(mut read: impl FnMut(&str, u64) -> io::Result<Vec<u8>>) -> Result<Parts, BundleFault> {
         let mut read =
             |name: &str, limit| read(name, limit).map_err(|source| BundleFault::Read { file: name.into(), source });
         let text = read(MANIFEST, MAX_MANIFEST_BYTES)?;
@@ -345,7 +378,7 @@ impl Bundle {
         let manifest_sha256 = sha256_hex(&text);
         let text = String::from_utf8(text).map_err(|_| BundleFault::Syntax("is not UTF-8".into()))?;
         let manifest = Manifest::parse(&text)?;
-        let mut model = None;
+        let (mut model, mut avatars) = (None, None);
         for entry in &manifest.files {
             if !is_plain(&entry.path) {
                 return Err(BundleFault::UnsafePath { path: entry.path.clone() });
@@ -354,32 +387,46 @@ impl Bundle {
             verify_bytes(entry, &bytes)?;
             if entry.path == MODEL {
                 model = Some(bytes);
+            } else if manifest.avatars.as_ref().is_some_and(|avatars| avatars.file == entry.path) {
+                avatars = Some(bytes);
             }
         }
         let version = manifest.parsed_version()?;
-        model.map(|model| (manifest, manifest_sha256, version, model)).ok_or(BundleFault::Unlisted)
+        let model = model.ok_or_else(|| BundleFault::Unlisted(MODEL.into()))?;
+        if let (Some(entry), None) = (&manifest.avatars, &avatars) {
+            return Err(BundleFault::Unlisted(entry.file.clone()));
+        }
+        Ok(Parts { manifest, manifest_sha256, version, model, avatars })
     }
 }
 
 /// Those that `VISAGED_BUILD_BUNDLES` named when the program was built: `IDENTITY` and `MAKEUP`.
 mod optional {
+    use super::Inside;
     include!(concat!(env!("OUT_DIR"), "/optional_bundles.rs"));
 }
 
-/// Manifest and model inside this binary.
-fn inside(task: Task) -> Option<(&'static str, &'static [u8])> {
+/// What is inside this binary of the bundle for `task`.
+fn inside(task: Task) -> Option<Inside> {
     match task {
-        Task::Detector => Some((
-            include_str!("../../models-quantized/detector/manifest.toml"),
-            include_bytes!("../../models-quantized/detector/model.onnx"),
-        )),
-        Task::Derl => Some((
-            include_str!("../../models-quantized/derl/manifest.toml"),
-            include_bytes!("../../models-quantized/derl/model.onnx"),
-        )),
+        Task::Detector => Some(Inside {
+            manifest: include_str!("../../models-quantized/detector/manifest.toml"),
+            model: include_bytes!("../../models-quantized/detector/model.onnx"),
+            avatars: None,
+        }),
+        Task::Derl => Some(Inside {
+            manifest: include_str!("../../models-quantized/derl/manifest.toml"),
+            model: include_bytes!("../../models-quantized/derl/model.onnx"),
+            avatars: None,
+        }),
         Task::Identity => optional::IDENTITY,
         Task::Makeup => optional::MAKEUP,
     }
+}
+
+/// The entry of a file that has to be there.
+fn listed<'a>(manifest: &'a Manifest, path: &str) -> Result<&'a FileEntry, BundleFault> {
+    manifest.files.iter().find(|file| file.path == path).ok_or_else(|| BundleFault::Unlisted(path.into()))
 }
 
 fn is_plain(path: &str) -> bool {

@@ -145,7 +145,7 @@ fn paths_that_leave_the_folder_are_refused() {
 #[test]
 fn a_model_that_is_not_listed_is_refused() {
     let (_folder, error) = changed(Task::Derl, |m| m.files.clear());
-    assert!(matches!(error.fault, BundleFault::Unlisted), "{error}");
+    assert!(matches!(error.fault, BundleFault::Unlisted(_)), "{error}");
 }
 
 #[test]
@@ -178,6 +178,14 @@ fn an_optional_bundle_is_inside_where_the_build_asked_for_it_and_else_says_what_
     }
 }
 
+impl Bundle {
+    /// The bundle with another manifest, for tests.
+    pub(crate) fn changed(mut self, change: impl FnOnce(&mut Manifest)) -> Self {
+        change(&mut self.manifest);
+        self
+    }
+}
+
 fn refused(task: Task, change: impl FnOnce(&mut Manifest)) -> String {
     let mut manifest = crate::synthesis::makeup::tests::test_bundle(task).manifest().clone();
     change(&mut manifest);
@@ -197,6 +205,11 @@ fn an_identity_or_make_up_bundle_with_other_tensors_or_thresholds_is_refused_by_
     assert!(refused_identity(|m| m.inputs[0].eps = None).contains("eps"));
     assert!(refused_identity(|m| m.inputs[0].shape[3] = 128).contains("face"));
     assert!(refused_identity(|m| m.outputs[0].shape[1] = 256).contains("embedding"));
+    assert!(refused_identity(|m| m.outputs[1].shape[1] = 1).contains("change"));
+    assert!(refused_identity(|m| m.inputs.retain(|input| input.name != "who")).contains("who"));
+    assert!(refused_identity(|m| m.avatars.as_mut().unwrap().count = 0).contains("avatars.count"));
+    assert!(refused_identity(|m| m.avatars.as_mut().unwrap().count = 65).contains("avatars.count"));
+    assert!(refused_identity(|m| m.outputs.truncate(1)).contains("no generator"));
     let refused_makeup = |change: fn(&mut Manifest)| refused(Task::Makeup, change);
     assert!(refused_makeup(|m| drop(m.inputs.pop())).contains("reference"));
     assert!(refused_makeup(|m| m.inputs[1].colour = "bgr".into()).contains("reference.colour"));

@@ -6,7 +6,8 @@
 //! Invariants: a pixel outside the ellipse of the face keeps its value, and so does one where the weighed difference rounds to nothing; nothing
 //! is allocated once warm.
 
-use super::makeup::{Delta, FACE, Look};
+use super::delta::Delta;
+use super::makeup::{FACE, Look};
 use crate::face::align::Similarity;
 use crate::face::{ALIGNED_SIDE_PX, AlignedFace, Point};
 use crate::frame::RgbImage;
@@ -41,6 +42,25 @@ impl Composite {
             data.iter_mut().zip(&self.weighed).for_each(|(value, change)| *value = shifted(*value, *change));
         }
         RgbImage { width_px: SIDE as u32, height_px: SIDE as u32, data }
+    }
+
+    /// The aligned face with the difference laid over it, and nothing of what lies around the face: that becomes the mean colour of what
+    /// was made, and the face fades into it as the look's weights fade.
+    pub fn alone(&mut self, delta: &Delta, look: &Look, face: &AlignedFace) -> RgbImage {
+        let mut picture = self.over_crop(delta, look, face);
+        let (mut sum, mut total) = ([0.0_f64; 3], 1e-6_f64);
+        for (pixel, weight) in picture.data.chunks_exact(3).zip(look.weights()) {
+            let weight = f64::from(*weight);
+            total += weight;
+            sum.iter_mut().zip(pixel).for_each(|(sum, value)| *sum += weight * f64::from(*value));
+        }
+        let mean = sum.map(|sum| (sum / total) as f32);
+        for (pixel, weight) in picture.data.chunks_exact_mut(3).zip(look.weights()) {
+            for (value, mean) in pixel.iter_mut().zip(mean) {
+                *value = (mean + weight * (f32::from(*value) - mean)).round() as u8;
+            }
+        }
+        picture
     }
 
     /// Lays the difference over the face in `picture`, where `similarity` takes the picture to the aligned face.
@@ -231,7 +251,7 @@ mod tests {
     fn constant(values: [f32; 3]) -> Delta {
         let mut delta = Delta::default();
         let planes: Vec<f32> = values.iter().flat_map(|v| std::iter::repeat_n(*v, PIXELS)).collect();
-        delta.fill(&planes).unwrap();
+        delta.fill("test", &planes).unwrap();
         delta
     }
 
@@ -301,7 +321,7 @@ mod tests {
             })
             .collect();
         let mut delta = Delta::default();
-        delta.fill(&planes).unwrap();
+        delta.fill("test", &planes).unwrap();
         let similarity = placed(4.0, 0.0, 0.0, 0.0);
         let after = over(&delta, &Look::default(), grey(512, 512), &similarity);
         let row: Vec<f32> = (100..412).map(|x| f32::from(at(&after, x, 264)[0])).collect();
@@ -318,7 +338,7 @@ mod tests {
         let board: Vec<f32> =
             (0..3 * PIXELS).map(|i| if (i + i / SIDE).is_multiple_of(2) { 80.0 } else { -80.0 }).collect();
         let mut delta = Delta::default();
-        delta.fill(&board).unwrap();
+        delta.fill("test", &board).unwrap();
         let after = over(&delta, &Look::default(), grey(60, 60), &placed(0.25, 0.0, 10.0, 10.0));
         let worst = after.data.iter().map(|v| v.abs_diff(100)).max().unwrap();
         assert!(worst <= 6, "{worst} levels of a pattern that nobody should see");
@@ -355,6 +375,20 @@ mod tests {
         let out = Composite::new().over_crop(&constant([30.0, 0.0, -300.0]), &half, &face);
         assert_eq!(at(&out, 64, 66), [115, 100, 0]);
         assert_eq!(at(&out, 0, 0), [100; 3]);
+    }
+
+    #[test]
+    fn a_face_alone_tells_nothing_of_what_lay_around_it() {
+        let mut face = AlignedFace { rgb: [90, 120, 150].repeat(PIXELS), quality: 1.0 };
+        let (delta, look) = (Delta::default(), Look::default());
+        let before = Composite::new().alone(&delta, &look, &face);
+        for (pixel, weight) in face.rgb.chunks_exact_mut(3).zip(look.weights()) {
+            if *weight == 0.0 {
+                pixel.copy_from_slice(&[255, 0, 7]);
+            }
+        }
+        assert_eq!(Composite::new().alone(&delta, &look, &face), before);
+        assert_eq!(before.data[..3], [90, 120, 150]);
     }
 
     proptest! {

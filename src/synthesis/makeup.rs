@@ -2,13 +2,14 @@
 //!
 //! Both networks answer with a [`Delta`]: what has to be added to an aligned face. How much of it is added, and where, is a [`Look`], so a
 //! slider costs no network. The two networks of a bundle share nothing; a [`MakeupModel`] is one of them, and nobody pays for the other.
-//! Invariants: a [`Delta`] that was filled is finite; the weight of a [`Look`] is 0 at the edge of an aligned face and beyond, and fades
+//! Invariant: the weight of a [`Look`] is 0 at the edge of an aligned face and beyond, and fades
 //! towards it, whatever regions it has.
 
 use std::str::FromStr;
 use std::sync::Arc;
 
-use super::{SynthesisError, check_face};
+use super::SynthesisError;
+use super::delta::{Delta, to_planes};
 use crate::face::{ALIGNED_SIDE_PX, AlignedFace, Point};
 use crate::models::{Bundle, BundleFault, MakeupManifest};
 use crate::nn::{Network, NnError, Plan, Session, Settings};
@@ -81,37 +82,25 @@ fn failed(source: NnError) -> SynthesisError {
     SynthesisError::Network { task: "makeup", source }
 }
 
-/// What has to be added to an aligned face, in grey levels: a plane a colour, 128x128 each.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Delta {
-    planes: Vec<f32>,
+/// Both halves of a make-up bundle.
+#[derive(Clone, Debug)]
+pub struct MakeupModels {
+    /// Puts a reference's make-up on.
+    pub applied: MakeupModel,
+    /// Takes make-up off.
+    pub bare: MakeupModel,
 }
 
-impl Default for Delta {
-    /// Nothing changes.
-    fn default() -> Self {
-        Self { planes: vec![0.0; 3 * PIXELS] }
-    }
-}
-
-impl Delta {
-    /// The planes R, G, B, row by row.
-    pub fn planes(&self) -> &[f32] {
-        &self.planes
-    }
-
-    /// As a network gave it.
+impl MakeupModels {
+    /// Reads both of a verified bundle.
     ///
     /// # Errors
-    /// [`SynthesisError::NotFinite`] where it is not made of finite numbers, or not as long as it has to be; the delta is then unspecified.
-    pub fn fill(&mut self, answer: &[f32]) -> Result<(), SynthesisError> {
-        let finite = answer.iter().fold(true, |finite, v| finite & v.is_finite());
-        if !finite || answer.len() != 3 * PIXELS {
-            return Err(SynthesisError::NotFinite("makeup"));
-        }
-        self.planes.clear();
-        self.planes.extend_from_slice(answer);
-        Ok(())
+    /// [`SynthesisError`] as [`MakeupModel::new`].
+    pub fn new(bundle: &Bundle, settings: Settings) -> Result<Self, SynthesisError> {
+        Ok(Self {
+            applied: MakeupModel::new(bundle.clone(), Makeup::Applied, settings)?,
+            bare: MakeupModel::new(bundle.clone(), Makeup::Bare, settings)?,
+        })
     }
 }
 
@@ -164,18 +153,8 @@ impl Artist {
         let inputs = [pick(0), pick(1)];
         let taken = self.references.len().min(inputs.len());
         self.network.run(&inputs[..taken], &mut self.outputs).map_err(failed)?;
-        delta.fill(self.outputs.first().map_or(&[], Vec::as_slice))
+        delta.fill("makeup", self.outputs.first().map_or(&[], Vec::as_slice))
     }
-}
-
-fn to_planes(face: &AlignedFace, planes: &mut [f32]) -> Result<(), SynthesisError> {
-    check_face(face)?;
-    let (red, rest) = planes.split_at_mut(PIXELS);
-    let (green, blue) = rest.split_at_mut(PIXELS);
-    for (((pixel, r), g), b) in face.rgb.chunks_exact(3).zip(red).zip(green).zip(blue) {
-        (*r, *g, *b) = (f32::from(pixel[0]), f32::from(pixel[1]), f32::from(pixel[2]));
-    }
-    Ok(())
 }
 
 /// A part of a face that make-up goes on.
@@ -351,16 +330,6 @@ pub(crate) mod tests {
             delta.clone()
         };
         assert_eq!(off([220, 0, 0]), off([0, 0, 220]));
-    }
-
-    #[test]
-    fn numbers_that_are_none_are_an_error() {
-        let mut delta = Delta::default();
-        let mut answer = vec![1.0; 3 * PIXELS];
-        delta.fill(&answer).unwrap();
-        answer[5] = f32::NAN;
-        assert!(matches!(delta.fill(&answer), Err(SynthesisError::NotFinite("makeup"))));
-        assert!(delta.fill(&[0.0; 7]).is_err());
     }
 
     #[test]

@@ -1,11 +1,13 @@
-//! Faces re-synthesised, and whose they are: [`identity`] tells people apart, [`makeup`] puts make-up on and takes it off, [`composite`]
-//! lays what a network changed over the picture.
+//! Faces re-synthesised, and whose they are: [`identity`] tells people apart, [`generator`] gives a face another identity, [`makeup`] puts
+//! make-up on and takes it off, [`composite`] lays what a network changed ([`delta`]) over the picture.
 //!
 //! All of it is about [`AlignedFace`]s. Knows models, networks and faces; no MQTT, and no page.
 //! Invariants: a picture changes only where a network changed the face, whatever its size; an embedding is shown to nobody by accident:
 //! neither `Debug` nor a log line holds its numbers.
 
 pub mod composite;
+pub mod delta;
+pub mod generator;
 pub mod identity;
 pub mod makeup;
 
@@ -34,6 +36,20 @@ pub enum SynthesisError {
     /// The network gave nothing but zeros for an embedding, which has no direction.
     #[error("identity: the network's answer is zero, which is nobody; verify the bundle with `visaged models verify`")]
     Zero,
+    /// The bundle makes no faces.
+    #[error(
+        "identity {version} ({origin}) tells whose face it is (`visaged embed`) but makes no faces: it holds no generator; \
+         take a bundle that does"
+    )]
+    NoGenerator {
+        /// Of the bundle.
+        version: String,
+        /// Where the bundle comes from.
+        origin: String,
+    },
+    /// An identity was to be given before any was set.
+    #[error("identity: no person was set whose identity could be given")]
+    Nobody,
     /// No pixels, or not as many bytes as the size needs.
     #[error("a crop of {width_px}x{height_px} RGB pixels came with {bytes} bytes")]
     Crop {

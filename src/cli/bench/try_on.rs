@@ -12,7 +12,8 @@ use crate::frame::{Converter, RgbImage};
 use crate::models::{Bundle, Task};
 use crate::nn::Settings;
 use crate::synthesis::composite::Composite;
-use crate::synthesis::makeup::{Artist, Delta, Look, Makeup, MakeupModel};
+use crate::synthesis::delta::Delta;
+use crate::synthesis::makeup::{Artist, Look, Makeup, MakeupModel};
 use crate::telemetry::Percentiles;
 
 /// Frames of the clip that are taken by turns.

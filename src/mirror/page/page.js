@@ -423,7 +423,15 @@ addEventListener("resize", () => (drawBoxes(), drawPlot()));
 // ---- the try-on ----
 
 const MOST_BYTES = 4 * 1024 * 1024; // as the daemon takes them
-const SAID = { makeup: "synthetic: make-up put on", bare: "synthetic: make-up taken off" };
+const SAID = {
+  makeup: "synthetic: make-up put on",
+  bare: "synthetic: make-up taken off",
+  neutral: "synthetic: expression taken off",
+  identity: "synthetic: the reference's face",
+  avatar: "synthetic: nobody's face",
+};
+const OF_REFERENCE = ["makeup", "identity"];
+let tryOn = null;
 const strength = $("try-on-strength");
 let strengthTimer = 0;
 
@@ -434,11 +442,15 @@ function showTryOn(state) {
   $("synthetic").hidden = drawn === "";
   $("synthetic").textContent = drawn;
   $("live-caption").textContent = drawn === "" ? "live" : `live, ${drawn}`;
+  tryOn = state;
   if (state === null) return;
   for (const button of $("try-on-show").children) {
-    button.setAttribute("aria-pressed", String(button.dataset.show === state.show));
-    button.disabled = button.dataset.show === "makeup" && !state.reference;
+    const { show } = button.dataset;
+    button.hidden = !state.offered.includes(show);
+    button.setAttribute("aria-pressed", String(show === state.show));
+    button.disabled = OF_REFERENCE.includes(show) && !state.reference;
   }
+  $("try-on-file").parentElement.hidden = !OF_REFERENCE.some((show) => state.offered.includes(show));
   $("try-on-forget").hidden = !state.reference;
   // Whoever moves the slider is not pushed.
   if (document.activeElement !== strength) strength.value = String(Math.round(state.strength * 100));
@@ -461,7 +473,12 @@ async function wish(method, path, body) {
 }
 
 for (const button of $("try-on-show").children) {
-  button.addEventListener("click", () => wish("POST", `/try-on?show=${button.dataset.show}`));
+  button.addEventListener("click", () => wish("POST", `/try-on?show=${button.dataset.show}${next(button.dataset.show)}`));
+}
+
+/** Whoever asks for an avatar while one is shown wants the next. */
+function next(show) {
+  return show === "avatar" && tryOn?.show === "avatar" ? `&avatar=${tryOn.avatar + 1}` : "";
 }
 strength.addEventListener("input", () => {
   clearTimeout(strengthTimer);

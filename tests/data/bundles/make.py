@@ -2,11 +2,13 @@
 those are not needed, quick and of known behaviour. Needs nothing but Python: `python3 tests/data/bundles/make.py`.
 
 `makeup`: `applied` is a third of the blurred difference between reference and face, `bare` takes an eighth of the face's own blurred redness
-(red above green) off its red. `identity`: pseudo-random filters, their mean activations, mixed."""
+(red above green) off its red. `identity`: pseudo-random filters, their mean activations, mixed; `change` is a third of the blurred
+difference between the person and the other face, and a little of the embedding. Its avatars are two patterns."""
 
 import hashlib
 import random
 import struct
+import zlib
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -109,32 +111,40 @@ def smooth(cin, mix):
     return [v for row in mix for c in range(cin) for v in [row[c] / 9] * 9]
 
 
-def makeup():
-    g = Graph()
-    for name in ["face", "reference"]:
-        g.end(11, name, [1, 3, 128, 128])
-    face, reference = g.pair("face", 1.0, 0), g.pair("reference", 1.0, 0)
+KEEP = [[1.0 if i == c else 0.0 for c in range(3)] for i in range(3)]
+NOTHING = [[0.0] * 3] * 3
 
-    both = g.node("Concat", [face, reference], "both", axis=1)
+
+def towards(g, face, other, out, more, code=None):
+    """A third of the blurred way from one face to another, with what a 1x1 convolution with the weights `more` makes of `code`, or of itself."""
+    both = g.node("Concat", [face, other], "both", axis=1)
     both = g.pair(both, 1.0, 0)
     keep = [[1.0 if i == c else 0.0 for c in range(6)] for i in range(6)]
     mean = g.node("Relu", [g.conv(both, "mean", [6, 6, 3, 3], smooth(6, keep), stride=2)], "mean.relu")
     mean = g.pair(mean, 1.0, 0)
     third = [[-1 / 3 if i == c else 1 / 3 if i + 3 == c else 0.0 for c in range(6)] for i in range(3)]
     half = g.pair(g.conv(mean, "difference", [3, 6, 1, 1], [v for row in third for v in row]), 0.5, 128)
-    nothing = g.pair(g.conv(half, "nothing", [3, 3, 1, 1], [0.0] * 9), 0.5, 128)
-    half = g.pair(g.node("Add", [half, nothing], "sum"), 0.5, 128)
+    more = g.pair(g.conv(code or half, "more", [3, len(more) // 3, 1, 1], more), 0.5, 128)
+    half = g.pair(g.node("Add", [half, more], "sum"), 0.5, 128)
     whole = g.pair(g.twice(half, "larger"), 0.5, 128)
-    blur = [[1.0 if i == c else 0.0 for c in range(3)] for i in range(3)]
-    g.conv(whole, "applied.exact", [3, 3, 3, 3], smooth(3, blur))
-    g.node("Identity", [g.pair("applied.exact", 0.5, 128)], "applied")
+    g.conv(whole, f"{out}.exact", [3, 3, 3, 3], smooth(3, KEEP))
+    g.node("Identity", [g.pair(f"{out}.exact", 0.5, 128)], out)
+
+
+def makeup():
+    g = Graph()
+    for name in ["face", "reference"]:
+        g.end(11, name, [1, 3, 128, 128])
+    face, reference = g.pair("face", 1.0, 0), g.pair("reference", 1.0, 0)
+
+    towards(g, face, reference, "applied", [v for row in NOTHING for v in row])
 
     redness = [[1.0, -1.0, 0.0]]
     red = g.node("Relu", [g.conv(face, "redness", [1, 3, 3, 3], smooth(3, redness), stride=2)], "redness.relu")
     red = g.pair(red, 1.0, 0)
     less = g.pair(g.conv(red, "less", [3, 1, 1, 1], [-0.125, 0.0, 0.0]), 0.25, 128)
     whole = g.pair(g.twice(less, "less.larger"), 0.25, 128)
-    g.conv(whole, "bare.exact", [3, 3, 3, 3], smooth(3, blur))
+    g.conv(whole, "bare.exact", [3, 3, 3, 3], smooth(3, KEEP))
     g.node("Identity", [g.pair("bare.exact", 0.25, 128)], "bare")
     for name in ["applied", "bare"]:
         g.end(12, name, [1, 3, 128, 128])
@@ -161,8 +171,22 @@ def identity():
     w = g.weights("mix", [128, 98], noise(128 * 98))
     x = g.node("Gemm", [x, w], "mixed", transB=1)
     g.node("Identity", [x], "embedding")
+    for name in ["person", "attributes"]:
+        g.end(11, name, [1, 3, 128, 128])
+    g.end(11, "who", [1, 128, 1, 1])
+    attributes, person = g.pair("attributes", 1.0, 0), g.pair("person", 1.0, 0)
+    towards(g, attributes, person, "change", noise(3 * 128), g.pair("who", 0.008, 128))
     g.end(12, "embedding", [1, 128])
+    g.end(12, "change", [1, 3, 128, 128])
     return g.model()
+
+
+def png(width, height, pixel):
+    """An RGB picture whose pixel at (x, y) is `pixel(x, y)`."""
+    rows = b"".join(b"\0" + bytes(v for x in range(width) for v in pixel(x, y)) for y in range(height))
+    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
 
 
 # --- bundles ---
@@ -173,23 +197,32 @@ def tensor(key, name, shape, **more):
     return "\n".join(lines + [f"{k} = {v}" for k, v in more.items()]) + "\n"
 
 
-def write(name, model, body):
+def write(name, body, **files):
     folder = HERE / name
     folder.mkdir(exist_ok=True)
-    (folder / "model.onnx").write_bytes(model)
     head = f'schema = 1\nname = "{name}"\nversion = "0.1.0"\ntask = "{name}"\nlicence = "MIT OR Apache-2.0"\n'
-    file = f'[[files]]\npath = "model.onnx"\nsha256 = "{hashlib.sha256(model).hexdigest()}"\nbytes = {len(model)}\n'
-    (folder / "manifest.toml").write_text("\n".join([head, file, *body]))
-    print(f"{name}: {len(model)} bytes")
+    listed = []
+    for path, data in files.items():
+        path = path.replace("_", ".")
+        (folder / path).write_bytes(data)
+        listed.append(f'[[files]]\npath = "{path}"\nsha256 = "{hashlib.sha256(data).hexdigest()}"\nbytes = {len(data)}\n')
+    (folder / "manifest.toml").write_text("\n".join([head, *listed, *body]))
+    print(name, {path: len(data) for path, data in files.items()})
 
 
 FLAT = {"dtype": '"f32"', "layout": '"NCHW"'}
 square = [1, 3, 128, 128]
 colour = {**FLAT, "colour": '"rgb"', "normalisation": '"none"'}
 ends = [tensor("inputs", "face", square, **colour), tensor("inputs", "reference", square, **colour)]
-write("makeup", makeup(), ends + [tensor("outputs", "applied", square), tensor("outputs", "bare", square)])
+write("makeup", ends + [tensor("outputs", "applied", square), tensor("outputs", "bare", square)], model_onnx=makeup())
 
 grey = {**FLAT, "colour": '"luminance"', "normalisation": '"per-image"', "eps": 8.0}
 thresholds = '[verification]\nthreshold_far_1e2 = 0.8\nthreshold_far_1e3 = 0.9\ncalibrated_on = "nothing: a stand-in"\n'
-ends = [tensor("inputs", "face", [1, 1, 112, 112], **grey), tensor("outputs", "embedding", [1, 128])]
-write("identity", identity(), [thresholds, *ends])
+who = {**FLAT, "colour": '"embedding"', "normalisation": '"unit-length"'}
+ends = [tensor("inputs", "face", [1, 1, 112, 112], **grey)]
+ends += [tensor("inputs", name, square, **colour) for name in ["person", "attributes"]]
+ends += [tensor("inputs", "who", [1, 128, 1, 1], **who)]
+ends += [tensor("outputs", "embedding", [1, 128]), tensor("outputs", "change", square)]
+avatars = '[avatars]\nfile = "avatars.png"\ncount = 2\n'
+wave = lambda x, y: [x % 128 // 16 * 30, y // 16 * 30 + 10 * (x // 128), x // 128 * 200]
+write("identity", [thresholds, avatars, *ends], model_onnx=identity(), avatars_png=png(256, 128, wave))
