@@ -308,7 +308,8 @@ def _colour(rng: np.random.Generator, table) -> np.ndarray:
 def style(rng: np.random.Generator) -> np.ndarray:
     """A style: for each layer red, green, blue (0..255) and how much of the skin's colour it takes (0..1); f32 [6, 4].
 
-    Foundation has no colour of its own but a tint of the wearer's skin: its numbers multiply the skin's mean colour.
+    Foundation has no colour of its own: it evens the skin, drawing it to the wearer's mean colour, which its numbers multiply. They
+    are ones: a tint could not be told from the skin below it, so nobody could say what it is on another face.
     """
     out = np.zeros((6, 4), np.float32)
     dark = rng.uniform(10, 60) * rng.normal(1, 0.08, 3)
@@ -319,7 +320,7 @@ def style(rng: np.random.Generator) -> np.ndarray:
         (0.7, dark, 0.4, 0.95),
         (0.6, _colour(rng, _BLUSH), 0.15, 0.5),
         (0.4, brown, 0.2, 0.6),
-        (0.5, rng.normal(1.0, 0.04, 3).clip(0.9, 1.1) * rng.uniform(0.98, 1.06), 0.2, 0.55),
+        (0.5, np.ones(3), 0.2, 0.55),
     )):  # fmt: skip
         out[k, :3] = colour
         out[k, 3] = rng.uniform(low, high) if rng.random() < chance else 0

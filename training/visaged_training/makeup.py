@@ -20,13 +20,14 @@ from torch import nn
 from tqdm import tqdm
 
 from . import augment, cosmetics, nets
-from .train import Average, Clock, last, rate, save
+from .train import Average, Clock, half, last, rate, save
 
 SIDE = 128
 UNIT = 64.0  # grey levels in what the nets read and give
 BATCH = 16
 # The reading of styles needs many faces and little arithmetic: this share of the schedule is its own, with so many faces a step.
 READING, READ = 0.2, 32
+SETTLED = 0.5
 
 
 # Make-up goes on in this order: foundation, what lies on it, and the liner on top; a layer's place within `cosmetics.LAYERS`.
@@ -269,13 +270,13 @@ def styles(rng: np.random.Generator, count: int, none: float) -> torch.Tensor:
 
 
 def colours(x):
-    """White balance and tone of a camera."""
+    """White balance and tone of a camera, the same for all the pictures of a row [N, 3 pictures, H, W]."""
     gain = torch.exp(torch.randn(len(x), 3, 1, 1) * 0.03)
-    return augment.tone((x * gain).clamp(0, 255), 0.25, 0.2)
+    return augment.tone((x * gain.repeat(1, x.shape[1] // 3, 1, 1)).clamp(0, 255), 0.12, 0.2)
 
 
 class Pool:
-    """Faces moved and lit at random; a few are made anew in each step, because that is dear and painting is cheap."""
+    """Faces moved at random; a few are made anew in each step, because that is dear and painting is cheap."""
 
     def __init__(self, material: Material, rng: np.random.Generator, size: int = 384, fresh: int = 8):
         self.material, self.rng, self.fresh, self.at = material, rng, fresh, 0
@@ -283,9 +284,7 @@ class Pool:
 
     def _more(self, count: int) -> torch.Tensor:
         rows = self.rng.choice(len(self.material.chance), count, p=self.material.chance)
-        parts = augment.affine(self.material.take(rows), 0.12, 0.08, 0.06)
-        parts[:, :3] = augment.noise(colours(parts[:, :3]), 2.5)
-        return parts
+        return augment.affine(self.material.take(rows), 0.12, 0.08, 0.06)
 
     def take(self, count: int) -> torch.Tensor:
         """[count, 12, 128, 128], all different."""
@@ -318,6 +317,8 @@ def batch(pool: Pool, count: int):
     chosen = styles(pool.rng, count, 0.1).repeat(2, 1, 1)
     made = paint(bare, light, masks, chosen)
     known = known_of(bare, light, masks, chosen)
+    # The camera comes after the make-up: before it, the light that make-up shows would be none that the face shows.
+    bare, made = augment.noise(colours(torch.cat([bare, made], 1)), 2.5).split(3, 1)
     return bare[:count], made[count:], made[:count], touched(masks, chosen)[:count], known
 
 
@@ -332,7 +333,8 @@ def read_batch(pool: Pool, count: int):
     parts = pool.take(count)
     bare, light, masks = parts[:, :3], parts[:, 3:6], parts[:, 6:] / 255
     chosen = styles(pool.rng, count, 0.1)
-    return paint(bare, light, masks, chosen), known_of(bare, light, masks, chosen)
+    worn = augment.noise(colours(paint(bare, light, masks, chosen)), 2.5)
+    return worn, known_of(bare, light, masks, chosen)
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -476,14 +478,14 @@ def train(args: argparse.Namespace) -> int:
     net = Makeup()
     judge_of_style = nets.Discriminator(6)
     if args.weights:
-        raise SystemExit("makeup: going on from a bundle is not supported; keep the checkpoint and use --resume")
+        net.load_state_dict(torch.load(args.weights, weights_only=True))
     net, judge_of_style = (m.to(memory_format=torch.channels_last) for m in (net, judge_of_style))
     average = Average(net, 0.998)
     peak, size = args.rate or 2e-3, args.batch or BATCH
     opt = torch.optim.AdamW((p for p in net.parameters() if p.requires_grad), peak, betas=(0.9, 0.99), weight_decay=0.01)
     opt_d = torch.optim.Adam(judge_of_style.parameters(), 4e-4, betas=(0.5, 0.99))
     parts = {"net": net, "judge": judge_of_style, "average": average.module, "opt": opt, "opt_d": opt_d}
-    checkpoint, step, spent, reading = args.out / "makeup.ckpt", 0, 0.0, True
+    checkpoint, step, spent, reading = args.out / "makeup.ckpt", 0, 0.0, not args.weights
     if args.resume and checkpoint.exists():
         s = torch.load(checkpoint, weights_only=True)
         for name, part in parts.items():
@@ -511,16 +513,20 @@ def train(args: argparse.Namespace) -> int:
         for group in opt.param_groups:
             group["lr"] = rate(progress, step, peak, 100)
         net.train()
+        if args.weights or progress >= SETTLED:
+            nets.settle(net)
         if reading and progress >= READING:
             # F reads what it is to take off as G reads what it is to put on.
             net.worn.load_state_dict(net.style.state_dict())
             average.module.worn.load_state_dict(average.module.style.state_dict())
             reading = False
         if reading:
-            losses = read_styles(net, pool)
+            with half():
+                losses = read_styles(net, pool)
             descend(losses["style"] + losses["found"])
         else:
-            losses, y, target, applied = paint_faces(net, pool, size)
+            with half():
+                losses, y, target, applied = paint_faces(net, pool, size)
             weight = 1 - 0.9 * progress
             loss = 40 * (losses["G"] + losses["F"]) + weight * (
                 20 * losses["place"] + 12 * losses["style"] + 10 * losses["found"]

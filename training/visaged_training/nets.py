@@ -262,6 +262,17 @@ def fold(module: nn.Module) -> nn.Module:
     return module
 
 
+def settle(module: nn.Module) -> None:
+    """Normalisation by what was seen so far, in training as afterwards.
+
+    Batches of few pictures of several kinds are normalised each in its own way, and a deep net comes to lean on that: what it gives
+    for a picture alone is then another thing.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.eval()
+
+
 def part(weights: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
     """The weights of one part of a module, by their names within it."""
     return {k.removeprefix(f"{name}."): v for k, v in weights.items() if k.startswith(f"{name}.")}

@@ -22,7 +22,7 @@ from .moved import Mover
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=["generator", "classifier", "ablation", "joint", "tiny", "identity", "makeup"])
+    parser.add_argument("what", choices=["generator", "classifier", "ablation", "joint", "tiny", "identity", "swap", "makeup"])
     data.add_data_argument(parser)
     parser.add_argument("--pairs", type=Path, default=data.WORK / "pairs.npz", help="rendered pairs made by `synth`")
     parser.add_argument(
@@ -55,8 +55,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from-bundle", action="store_true", help="generator: go on from the bundle's weights")
     parser.add_argument("--faces", type=Path, default=data.WORK / "identity_faces.npz", help="identity: made by `faces`")
     parser.add_argument("--descriptor", type=Path, help="identity: folder `model` of @vladmandic/face-api, its first weights")
-    parser.add_argument("--weights", type=Path, help="identity, makeup: weights.safetensors of a bundle to go on from")
+    parser.add_argument("--weights", type=Path, help="identity: weights.safetensors of a bundle to go on from; makeup: makeup.pt")
     parser.add_argument("--layers", type=Path, default=data.WORK / "cosmetics.npz", help="makeup: made by `cosmetics`")
+    parser.add_argument("--gallery", type=Path, default=data.WORK / "gallery.npz", help="swap: made by `gallery`")
     parser.add_argument("--balance", type=float, default=0.25, help="classifier: 0 = classes as they come, 1 = all equal")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
@@ -70,6 +71,11 @@ def device() -> torch.device:
 
 def last(x: torch.Tensor) -> torch.Tensor:
     return x.contiguous(memory_format=torch.channels_last)
+
+
+def half() -> torch.autocast:
+    """A forward pass in bfloat16, where the processor multiplies in it; its weights and the losses stay in single precision."""
+    return torch.autocast(device().type, torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported())
 
 
 class Average:
@@ -339,7 +345,7 @@ def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     keep_freed_memory()
     args.out.mkdir(parents=True, exist_ok=True)
-    from . import classifier, identity, joint, makeup, tiny
+    from . import classifier, identity, joint, makeup, swap, tiny
 
     steps = {
         "generator": train_generator,
@@ -348,6 +354,7 @@ def run(args: argparse.Namespace) -> int:
         "joint": joint.run,
         "tiny": tiny.train,
         "identity": identity.train,
+        "swap": swap.train,
         "makeup": makeup.train,
     }
     return steps[args.what](args)
