@@ -11,6 +11,7 @@ COMMANDS = {
     "synth": "render (expression, neutral) pairs of parametric heads",
     "faces": "align every face and ask the identity encoder's teacher about it",
     "cosmetics": "render and collect faces with the layers that make-up is painted on",
+    "gallery": "collect and render faces for the identity generator",
     "train": "train a network: generator, classifier, joint, tiny, identity, makeup",
     "quantize": "float checkpoint or detector weights -> int8 bundle",
     "evaluate": "measure float and int8 nets by every protocol",

@@ -14,7 +14,7 @@ from .quantize import DERL, MEASURED
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    names = ["detector", *DERL, "stress", "program", "identity", "makeup"]
+    names = ["detector", *DERL, "stress", "program", "identity", "swap", "makeup"]
     parser.add_argument(
         "what",
         choices=names,
@@ -25,9 +25,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundles", type=Path, default=data.BUNDLES)
     parser.add_argument("--limit", type=int, help="detector: only so many pictures a pack (for a quick look)")
     parser.add_argument("--no-sizes", action="store_true", help="detector: leave out recall by face size")
-    parser.add_argument("--sheet", type=Path, help="derl, makeup: write the contact sheet (clean data only) here")
+    parser.add_argument("--sheet", type=Path, help="derl, swap, makeup: write the contact sheet (clean data only) here")
     parser.add_argument("--binary", type=Path, default=data.ROOT / "target" / "release" / "visaged", help="program: `visaged`")
     parser.add_argument("--descriptor", type=Path, help="makeup: folder `model` of @vladmandic/face-api, a judge of identity")
+    parser.add_argument("--judge", type=Path, help="swap: folder `models` of npm's @vladmandic/human, whose embedding judges")
 
 
 def load_measured(name: str) -> dict:
@@ -353,6 +354,10 @@ def london_by_group(args: argparse.Namespace, answer) -> dict:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.what == "swap":
+        from . import persona
+
+        return persona.evaluate(args)
     if args.what in ("identity", "makeup"):
         from . import portraits
 

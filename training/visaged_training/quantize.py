@@ -20,7 +20,7 @@ MEASURED = data.ROOT / "training" / "measured"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=["detector", "derl", "derl-tiny", "identity", "makeup"])
+    parser.add_argument("what", choices=["detector", "derl", "derl-tiny", "identity", "swap", "makeup"])
     data.add_data_argument(parser)
     parser.add_argument("--work", type=Path, default=data.WORK, help="folder of checkpoints; float graphs go here too")
     parser.add_argument("--bundles", type=Path, default=data.BUNDLES, help="where the bundle folder goes")
@@ -36,6 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--calibration", choices=list(graphs.METHODS), default="minmax")
     parser.add_argument("--count", type=int, help="calibration pictures (default: 160 for the detector, 256 for derl)")
     parser.add_argument("--float-only", action="store_true", help="stop after writing WORK/NAME_float.onnx")
+    parser.add_argument("--judge", type=Path, help="swap: folder `models` of npm's @vladmandic/human, which tells grown-ups")
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -207,6 +208,7 @@ def run_derl(args: argparse.Namespace) -> int:
 def run(args: argparse.Namespace) -> int:
     if args.what in ("detector", *DERL):
         return run_detector(args) if args.what == "detector" else run_derl(args)
-    from . import portraits
+    from . import persona, portraits
 
-    return portraits.quantise_identity(args) if args.what == "identity" else portraits.quantise_makeup(args)
+    steps = {"identity": portraits.quantise_identity, "swap": persona.quantise, "makeup": portraits.quantise_makeup}
+    return steps[args.what](args)
