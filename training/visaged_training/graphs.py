@@ -186,11 +186,12 @@ def quantise(
     keep_float: tuple[str, ...] = (),
     moving: bool = False,
     fixed: dict[str, tuple[float, float]] | None = None,
+    more: tuple[str, ...] = (),
 ) -> onnx.ModelProto:
     """Static QDQ: per-channel symmetric s8 weights, per-tensor asymmetric u8 activations.
 
     A batch is the one input, or a dictionary of all. `keep_float` names nodes that stay float; `fixed` gives ranges for
-    tensors whose range is known beforehand.
+    tensors whose range is known beforehand; `more` names kinds of operations that are quantised beside the usual ones.
     """
     logging.getLogger().setLevel(logging.ERROR)
     calibrate, extra = METHODS[method]
@@ -223,7 +224,7 @@ def quantise(
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            op_types_to_quantize=QUANTISED,
+            op_types_to_quantize=[*QUANTISED, *more],
             nodes_to_exclude=list(keep_float),
             calibrate_method=calibrate,
             extra_options=options,
@@ -235,6 +236,22 @@ def quantise(
     out.graph.ClearField("value_info")
     onnx.checker.check_model(out)
     return out
+
+
+def unshared(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Every layer with weights of its own (in place): ONNX Runtime cannot turn the signs of weights that two layers share."""
+    kept = {t.name: t for t in model.graph.initializer}
+    used: dict[str, int] = {}
+    for node in model.graph.node:
+        for i, name in enumerate(node.input):
+            if name not in kept:
+                continue
+            used[name] = used.get(name, 0) + 1
+            if used[name] > 1:
+                copy = model.graph.initializer.add()
+                copy.CopyFrom(kept[name])
+                copy.name = node.input[i] = f"{name}_{used[name]}"
+    return model
 
 
 def open_outputs(model: onnx.ModelProto) -> onnx.ModelProto:
