@@ -36,6 +36,13 @@ impl Device {
     }
 
     fn with_camera(camera: &str, allow: &[&str], more: &str, environment: Vec<(&'static str, String)>) -> Self {
+        let device = Self::launch(camera, allow, more, environment);
+        device.wait_online(0);
+        device
+    }
+
+    /// Without waiting for it.
+    fn launch(camera: &str, allow: &[&str], more: &str, environment: Vec<(&'static str, String)>) -> Self {
         let mosquitto = Mosquitto::start();
         let recorder = Recorder::on(mosquitto.port);
         let gate = Gate::to(mosquitto.port, Mode::Open);
@@ -54,7 +61,6 @@ impl Device {
         std::fs::write(folder.path().join("visaged.toml"), text).unwrap();
         let mut device = Self { _mosquitto: mosquitto, gate, recorder, folder, environment, child: None };
         device.run();
-        device.wait_online(0);
         device
     }
 
@@ -260,17 +266,17 @@ fn a_picture_leaves_only_where_images_are_raw_and_consent_is_given_and_none_is_o
     assert!(written.iter().all(|file| file.windows(picture.len()).all(|part| part != picture)));
 }
 
-/// A device that sees one person.
-fn device_with_a_face(more: &str) -> Device {
+/// A camera that sees one person.
+fn portrait() -> String {
     let faces = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/faces/sfhq_0000.jpg");
-    Device::with_camera(&format!("source = \"clip\"\npath = {faces:?}"), &["snapshot"], more, Vec::new())
+    format!("source = \"clip\"\npath = {faces:?}")
 }
 
 #[test]
 fn an_avatar_leaves_in_place_of_a_picture_and_is_marked_as_synthetic() {
     let bundle = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/bundles/identity");
-    let device =
-        device_with_a_face(&format!("[privacy]\nimages = \"avatar\"\navatar = 1\n[models]\nidentity = {bundle:?}\n"));
+    let more = format!("[privacy]\nimages = \"avatar\"\navatar = 1\n[models]\nidentity = {bundle:?}\n");
+    let device = Device::with_camera(&portrait(), &["snapshot"], &more, Vec::new());
     device.ask("snapshot", "1", json!({}));
     let answer = device.answer("snapshot", "1", 0);
     let result = &answer["result"];
@@ -300,7 +306,13 @@ fn no_picture_leaves_where_no_avatar_can_be_made() {
         if said.starts_with("no") && option_env!("VISAGED_BUILD_BUNDLES").unwrap_or_default().contains("identity") {
             continue;
         }
-        let device = device_with_a_face(&more);
+        let device = Device::launch(&portrait(), &["snapshot"], &more, Vec::new());
+        // Without any avatar it is degraded, and says why.
+        device.wait("its status", |messages| {
+            let said = messages.iter().filter(|m| m.topic == topics().status()).map(|m| m.json().to_string());
+            said.filter(|said| !said.contains("being opened"))
+                .any(|said| said.contains("\"online\"") || said.contains("no picture leaves"))
+        });
         device.ask("snapshot", "1", json!({}));
         let answer = device.answer("snapshot", "1", 0);
         assert!(answer["result"].is_null() && answer.to_string().contains(said), "{answer}");

@@ -387,7 +387,7 @@ impl IdentityManifest {
     pub const WHO: &'static str = "who";
     /// Its shape.
     pub const WHO_SHAPE: [usize; 4] = [1, EMBEDDING_LEN, 1, 1];
-    /// The generator's output: what has to be added to the face that gives everything else.
+    /// The generator's output: what has to be added to the face that gives everything else, in units of 64 grey levels.
     pub const CHANGE: &'static str = "change";
     /// Of both faces and of the output: an aligned face, a plane a colour.
     pub const SHAPE: [usize; 4] = [1, 3, 128, 128];
@@ -407,8 +407,8 @@ impl IdentityManifest {
         let has_generator = manifest.outputs.iter().any(|output| output.name == Self::CHANGE);
         if has_generator {
             manifest.output(Self::CHANGE, &Self::SHAPE)?;
-            manifest.input(Self::PERSON, Self::SHAPE, "rgb", "none")?;
-            manifest.input(Self::ATTRIBUTES, Self::SHAPE, "rgb", "none")?;
+            manifest.input(Self::PERSON, Self::SHAPE, "rgb", "(x-128)/64")?;
+            manifest.input(Self::ATTRIBUTES, Self::SHAPE, "rgb", "(x-128)/64")?;
             manifest.input(Self::WHO, Self::WHO_SHAPE, "embedding", "unit-length")?;
         }
         let avatars = checked_avatars(manifest.avatars.as_ref(), has_generator)?;

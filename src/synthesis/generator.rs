@@ -8,15 +8,17 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::SynthesisError;
 use super::delta::{Delta, PIXELS, to_planes};
 use super::identity::{Identity, IdentityModel};
-use super::{SynthesisError, check_face};
 use crate::face::{ALIGNED_SIDE_PX, AlignedFace};
 use crate::models::{Bundle, BundleFault, EMBEDDING_LEN, IdentityManifest};
 use crate::nn::{Network, NnError, Plan, Session, Settings};
 use crate::picture::{PictureLimits, decode_still};
 
 const SIDE: usize = ALIGNED_SIDE_PX;
+/// Grey levels in what the network reads and gives.
+const UNIT: f32 = 64.0;
 
 /// A synthetic face that stands in for anybody's.
 #[derive(Clone, Debug, PartialEq)]
@@ -84,6 +86,13 @@ impl GeneratorModel {
 
 fn failed(source: NnError) -> SynthesisError {
     SynthesisError::Network { task: "identity", source }
+}
+
+/// The colours of a face as the network reads them: (x - 128) / 64, a plane each.
+fn to_units(face: &AlignedFace, planes: &mut [f32]) -> Result<(), SynthesisError> {
+    to_planes(face, planes)?;
+    planes.iter_mut().for_each(|value| *value = (*value - 128.0) / UNIT);
+    Ok(())
 }
 
 /// They lie side by side in one picture.
@@ -164,7 +173,7 @@ impl Generator {
     /// [`SynthesisError`] where the face lacks bytes or its embedding cannot be made.
     pub fn set_person(&mut self, face: &AlignedFace) -> Result<(), SynthesisError> {
         self.who.clear();
-        to_planes(face, &mut self.person)?;
+        to_units(face, &mut self.person)?;
         let embedding = self.identity.embed(face)?;
         self.who.extend_from_slice(embedding.values());
         Ok(())
@@ -178,8 +187,7 @@ impl Generator {
         if self.who.is_empty() {
             return Err(SynthesisError::Nobody);
         }
-        check_face(face)?;
-        to_planes(face, &mut self.attributes)?;
+        to_units(face, &mut self.attributes)?;
         let pick = |i: usize| match self.places.get(i) {
             Some(Place::Person) => self.person.as_slice(),
             Some(Place::Who) => self.who.as_slice(),
@@ -188,7 +196,9 @@ impl Generator {
         let inputs = [pick(0), pick(1), pick(2)];
         let taken = self.places.len().min(inputs.len());
         self.network.run(&inputs[..taken], &mut self.outputs).map_err(failed)?;
-        delta.fill("identity", self.outputs.first().map_or(&[], Vec::as_slice))
+        let change = self.outputs.first_mut().map_or(&mut [][..], Vec::as_mut_slice);
+        change.iter_mut().for_each(|value| *value *= UNIT);
+        delta.fill("identity", change)
     }
 }
 

@@ -19,6 +19,41 @@ BIOMETRIC = """## What it must not be used for
   stricter one, and people who look alike pass more often."""
 
 
+FACES_OF_OTHERS = """
+- Showing somebody's face where he is not, or anybody as he is not, to people who are not told. What the program writes is marked as synthetic
+  (IPTC digital source type), and its page says so; keep both.
+- Hiding somebody from those who know him: hair, clothes, voice and place tell more than a face. An avatar is for a picture that leaves the
+  device without its owner's face, not a protection of witnesses."""
+AVATARS = """### Avatars
+
+`avatars.png` holds synthetic people (SFHQ, drawn by a generator: nobody's faces), 128x128 each, side by side: grown-up by the judge's word, calm by
+`derl`'s, seen from the front, as unlike each other as the embedding can tell; chosen from those that took part in training.
+
+"""
+GENERATOR_BY = ", `{run} gallery`, `{run} train swap`, `{run} quantize swap`, `{run} evaluate swap`"
+
+
+def _avatars(folder: Path) -> int:
+    from PIL import Image
+
+    with Image.open(folder / "avatars.png") as picture:
+        return picture.width // 128
+
+
+def _swapped_accuracy(s: dict, command: str) -> list[dict]:
+    protocol = f"{s['int8']['exchanged']['pairs']} pairs of strangers left out of training (LFW, London, SFHQ)"
+    metrics = (
+        ("exchanged", "nearer_to_the_person"), ("exchanged", "expression_agrees"), ("exchanged", "pose_within_5_degrees"),
+        ("exchanged", "landmarks_within_4_percent"), ("retrieved", "rank_1"), ("avatars", "known_again_at_far_1e2"),
+        ("avatars", "known_again_as_sent"),
+    )  # fmt: skip
+    return [
+        {"dataset": "LFW, London, SFHQ", "protocol": protocol, "metric": f"{part}: {key}", "float": s["float"][part][key],
+         "int8": s["int8"][part][key], "command": command}
+        for part, key in metrics
+    ]  # fmt: skip
+
+
 def _picture(name: str, shape: list[int], colour: str, normalisation: str, **more) -> dict:
     return {
         "name": name, "shape": shape, "dtype": "f32", "layout": "NCHW", "colour": colour, "normalisation": normalisation, **more,
@@ -34,7 +69,82 @@ def _document(name: str, version: str, task: str, licence: str, folder: Path, q:
     return {**head, "quantisation": q, "files": manifest.files(folder), **rest}
 
 
+def generator_tables(s: dict, report) -> str:
+    """What is measured of the generator, int8 beside float, and beside what it learnt photographs from."""
+    percent, bent = report.percent, s["bent"]
+    kinds = [s["int8"], s["float"]]
+
+    def row(text, part, key, show=percent, of_bent=True):
+        value = show(bent[key]) if of_bent and key in bent else ""
+        return [text, *(show(k[part][key]) for k in kinds), value]
+
+    plain = lambda x: f"{x:g}"  # noqa: E731
+    rows = [
+        row("nearer to the person than to the looks", "exchanged", "nearer_to_the_person"),
+        row("taken for the person, at one false match in a hundred", "exchanged", "one_person_at_far_1e2"),
+        row(f"first of {s['int8']['retrieved']['people']} people, from other photographs", "retrieved", "rank_1"),
+        row("expression as in the looks (`derl`)", "exchanged", "expression_agrees"),
+        row("pose within 5 degrees", "exchanged", "pose_within_5_degrees"),
+        row("pose off, degrees", "exchanged", "pose_off_degrees", plain),
+        row("five landmarks within 4 % of the eyes' distance, on average", "exchanged", "landmarks_within_4_percent"),
+        row("five landmarks off, share of the eyes' distance", "exchanged", "landmarks_off", percent),
+        row("one picture in for both: PSNR, dB", "returned", "psnr_db", plain),
+        row("the same inside the face, dB", "returned", "psnr_in_the_face_db", plain),
+    ]
+    hidden = [
+        [text, *(show(k["avatars"][key]) for k in kinds)]
+        for text, key, show in (
+            ("known again by the judge, at one false match in a hundred", "known_again_at_far_1e2", percent),
+            ("the same of what the daemon sends: the face alone", "known_again_as_sent", percent),
+            ("expression as it was", "expression_agrees", percent),
+            ("pose within 5 degrees", "pose_within_5_degrees", percent),
+            ("five landmarks within 4 %", "landmarks_within_4_percent", percent),
+        )
+    ]
+    by = ", ".join(f"{k} {percent(v)}" for k, v in s["int8"]["exchanged"]["by_pack"].items())
+    known = s["int8"]["retrieved"]["rank_1_of_the_photograph_itself"]
+    judge, walk = s["judge"], s["walk"]
+    return f"""{s["int8"]["exchanged"]["pairs"]} pairs of strangers among LFW's, London's and SFHQ's people left out of training. Who is nearer to whom is said by an embedding
+that took no part in training (`faceres` of npm's @vladmandic/human; on LFW's people left out {percent(judge["accuracy"])} right, {percent(judge["tar_at_far_1e2"])} true accepts at one false in a
+hundred). Landmarks and pose are those of the 68 landmarks that also made the bent photographs.
+
+{report.table(["", "int8", "float", "bent photographs"], rows)}
+
+Nearer to the person, by where the person's picture is from: {by}. The judge names {percent(known)} of the same people first from the photographs
+themselves. Int8 against float: {s["float_int8_db"]} dB. A walk from one person to another in {walk["steps"]} steps of the generator's code: the largest step takes {percent(walk["largest_step_share"])} of the way
+on average ({percent(1 / walk["steps"])} would be even).
+
+Avatars in place of {s["int8"]["avatars"]["faces"]} people:
+
+{report.table(["", "int8", "float"], hidden)}
+"""
+
+
+def generator_section(s: dict, q: dict, report) -> str:
+    learnt = ", ".join(f"{n} {k}" for k, n in s["learnt_from"].items())
+    took = s.get("training", {})
+    return f"""## The generator
+
+{q["generator_mmac"]} MMAC. Inputs `person` and `attributes` [1, 3, 128, 128]: aligned RGB faces, (x - 128) / 64; `who` [1, 128, 1, 1]: the person's embedding, of length 1.
+Output `change`: what to add to `attributes`, in the same units, so that it shows the person with the pose, expression, light and surroundings that it has.
+
+{generator_tables(s, report)}
+### What is the paper's, and what is not
+
+The paper's: I says who, A what else, G makes the face of both; a picture of the same person is to be reconstructed in full, of another in part; D judges looks; features of I
+(in the place of C) are matched. Ours: a second encoder looks at the person's picture, because 128 numbers do not hold a stranger's face at this size of network; A gives a
+picture at every size instead of one code, so there is no KL loss and no prior to draw from; a mask lays the face over the second picture; rendered people who change places give exact answers, photographs bent
+onto each other by their landmarks rough ones; `derl` holds the expression.
+
+### Training
+
+{learnt}. {took.get("pictures", "?")} pictures shown, of twelve three rendered, seven bent photographs, two of one person (at first five, five and two). One thread, bfloat16. Quantised by {q["generator_calibration"]}.
+
+"""
+
+
 def identity_documents(folder: Path, version: str, m: dict, q: dict, report) -> tuple[dict, str]:
+    swapped = report.measured("swap") if (folder / "avatars.png").exists() else None
     f, i, teacher = m["float"], m["int8"], m["descriptor"]
     command = f"{report.RUN} evaluate identity"
     protocol = f"LFW (grey, aligned), {i['people']} people left out of training, {i['pairs'][0]} pairs of one person and {i['pairs'][1]} of two"
@@ -45,16 +155,35 @@ def identity_documents(folder: Path, version: str, m: dict, q: dict, report) -> 
         ("SFHQ", "MIT", "training, calibration"),
         ("webmorphR.stim London and Canada", "CC BY 4.0", "training, calibration"),
     )
+    generator = ["person", "attributes"] if swapped else []
+    if swapped:
+        sources += _sources(
+            ("MakeHuman", "CC0 1.0", "renders: training of the generator"),
+            ("VALID avatars, ICT Face Model Light", "MIT", "renders: training of the generator"),
+            ("SFHQ", "MIT", "the avatars themselves; measurement of the generator"),
+            ("webmorphR.stim London", "CC BY 4.0", "measurement of the generator (people left out)"),
+            ("face-api.js 68-point landmarks", "MIT", "bends photographs onto each other; measurement"),
+            ("npm @vladmandic/human 3.3.6, faceres", "MIT", "judge of identity; grown-ups among the avatars"),
+        )
     thresholds = {k: i[k] for k in ("threshold_far_1e2", "threshold_far_1e3")}
     document = _document(
         "identity", version, "identity", "MIT", folder, q,
         verification={**thresholds, "calibrated_on": protocol},
-        inputs=[_picture("face", [1, 1, identity.SIDE, identity.SIDE], "luminance", "per-image", eps=identity.EPS)],
-        outputs=[{"name": "embedding", "shape": [1, 128]}],
+        **({"avatars": {"file": "avatars.png", "count": _avatars(folder)}} if swapped else {}),
+        inputs=[
+            _picture("face", [1, 1, identity.SIDE, identity.SIDE], "luminance", "per-image", eps=identity.EPS),
+            *(_picture(n, [1, 3, 128, 128], "rgb", "(x-128)/64") for n in generator),
+            *([_picture("who", [1, 128, 1, 1], "embedding", "unit-length")] if swapped else []),
+        ],
+        outputs=[
+            {"name": "embedding", "shape": [1, 128]},
+            *([{"name": "change", "shape": [1, 3, 128, 128]}] if swapped else []),
+        ],
         accuracy=[
             {"dataset": "LFW", "protocol": protocol, "metric": metric, "float": f[metric], "int8": i[metric], "command": command}
             for metric in ("accuracy", "tar_at_far_1e2", "tar_at_far_1e3")
-        ],
+        ]
+        + (_swapped_accuracy(swapped, f"{report.RUN} evaluate swap") if swapped else []),
         provenance=sources,
     )  # fmt: skip
     names = {
@@ -67,8 +196,8 @@ def identity_documents(folder: Path, version: str, m: dict, q: dict, report) -> 
     took = m.get("training", {})
     card = f"""# identity
 
-Tells whether two pictures show one person: the encoder I of *Towards Open-Set Identity Preserving Face Synthesis* (CVPR 2018).
-{q["mmac"]} MMAC. This version holds the encoder alone; the attribute encoder and the generator of the paper are not part of it.
+Tells whether two pictures show one person{", and gives a face another identity" if swapped else ""}: *Towards Open-Set Identity Preserving Face Synthesis* (CVPR 2018).
+The encoder I: {q["mmac"]} MMAC. {"The generator, with both of its encoders: " + str(q["generator_mmac"]) + " MMAC." if swapped else "This version holds the encoder alone; the attribute encoder and the generator of the paper are not part of it."}
 
 ## Purpose and limits
 
@@ -93,7 +222,7 @@ The first eleven residual blocks of dlib's descriptor with its weights, the stem
 descriptor's centred answer, InfoNCE within the batch, and a softmax with margin over LFW's names (as the paper trains I, by its name). Faces: {learnt};
 {took.get("pictures", "?")} pictures shown. One thread, float32.
 
-## Quantisation
+{generator_section(swapped, q, report) if swapped else ""}{AVATARS if swapped else ""}## Quantisation
 
 {q["scheme"]}. Weights {q["weights"]}; activations {q["activations"]}; {q["calibration"]}. Float: {q["float_parts"]}. `model.tflite` holds the same integers and scales.
 
@@ -101,11 +230,11 @@ descriptor's centred answer, InfoNCE within the batch, and a softmax with margin
 
 {report.table(["source", "licence", "use"], [[s["source"], s["licence"], s["use"]] for s in sources])}
 
-{BIOMETRIC}
+{BIOMETRIC}{FACES_OF_OTHERS if swapped else ""}
 
 ## Made by
 
-`{report.RUN} faces`, `{report.RUN} train identity`, `{report.RUN} quantize identity`, `{command}`, `{report.RUN} report identity`.
+`{report.RUN} faces`, `{report.RUN} train identity`, `{report.RUN} quantize identity`, `{command}`{GENERATOR_BY.format(run=report.RUN) if swapped else ""}, `{report.RUN} report identity`.
 """
     return document, card
 

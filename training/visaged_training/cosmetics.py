@@ -308,8 +308,8 @@ def _colour(rng: np.random.Generator, table) -> np.ndarray:
 def style(rng: np.random.Generator) -> np.ndarray:
     """A style: for each layer red, green, blue (0..255) and how much of the skin's colour it takes (0..1); f32 [6, 4].
 
-    Foundation has no colour of its own: it evens the skin, drawing it to the wearer's mean colour, which its numbers multiply. They
-    are ones: a tint could not be told from the skin below it, so nobody could say what it is on another face.
+    Foundation has no colour of its own: it evens the skin, drawing it to the wearer's mean colour, which its numbers multiply.
+    They are ones: a tint could not be told from the skin below it, so nobody could say what it is on another face.
     """
     out = np.zeros((6, 4), np.float32)
     dark = rng.uniform(10, 60) * rng.normal(1, 0.08, 3)

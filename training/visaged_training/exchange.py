@@ -1,9 +1,9 @@
 """Pictures with a known answer to "this person, as that one looks": what the identity generator learns from.
 
-Rendered people have the exact answer (`gallery`). For two photographs a rough one is made: the first face bent onto the second by
-their landmarks (thin-plate spline: Bookstein, "Principal warps", 1989), its coarse light and colour taken from the second, inside the
-second's face only. It has the first person's brows, eyes, nose, lips and skin in the second's place, pose and light; what is wrong in
-it, the losses on identity, expression and looks are to mend.
+Rendered people have the exact answer (`gallery`). For two photographs a rough one is made: the first face bent onto the second
+by their landmarks (thin-plate spline: Bookstein, "Principal warps", 1989), its coarse light and colour taken from the second,
+inside the second's face only. It has the first person's brows, eyes, nose, lips and skin in the second's place, pose and light;
+what is wrong in it, the losses on identity, expression and looks are to mend.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFilter
 
-from .landmarks68 import BROWS, EYES, JAW, MOUTH
+from .landmarks68 import EYES, JAW, MOUTH
 
 SIDE = 128
 _OVER = 3
@@ -101,7 +101,8 @@ def coarse(x: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
 
 
 class Faces(NamedTuple):
-    """Photographs of a batch: grey levels f32 [N, 3, 128, 128], anchors [N, 86, 2], masks of face and mouth 0..1 [N, 1, 128, 128]."""
+    """Photographs of a batch: grey levels f32 [N, 3, 128, 128], anchors [N, 86, 2], masks of face and mouth 0..1 [N, 1, 128,
+    128]."""
 
     picture: torch.Tensor
     anchors: torch.Tensor

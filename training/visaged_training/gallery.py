@@ -1,8 +1,9 @@
-"""`gallery`: faces for the identity generator, as one .npz: photographs with their landmarks, and rendered people who change places.
+"""`gallery`: faces for the identity generator, as one .npz: photographs with their landmarks, and rendered people who change
+places.
 
-Photographs: aligned RGB, 68 landmarks, who it is where that is known. Renders: groups of people and scenes, each person drawn in each
-scene of his group (the same pose, expression, light and background), so that the right answer to "this person, as that one looks" is
-in the group.
+Photographs: aligned RGB, 68 landmarks, who it is where that is known. Renders: groups of people and scenes, each person drawn
+in each scene of his group (the same pose, expression, light and background), so that the right answer to "this person, as that
+one looks" is in the group.
 """
 
 from __future__ import annotations

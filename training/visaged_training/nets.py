@@ -265,8 +265,8 @@ def fold(module: nn.Module) -> nn.Module:
 def settle(module: nn.Module) -> None:
     """Normalisation by what was seen so far, in training as afterwards.
 
-    Batches of few pictures of several kinds are normalised each in its own way, and a deep net comes to lean on that: what it gives
-    for a picture alone is then another thing.
+    Batches of few pictures of several kinds are normalised each in its own way, and a deep net comes to lean on that: what it
+    gives for a picture alone is then another thing.
     """
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d):

@@ -1,7 +1,8 @@
 """The generator's half of the bundle `identity`: from checkpoint to int8, the avatars, and what is measured of it.
 
-All figures are of people who took no part in training: LFW's, London's and SFHQ's that were held out. Who is nearer to whom is said by
-an embedding that took no part either (`judge`), the expression by the `derl` bundle, landmarks and pose by the 68 landmarks.
+All figures are of people who took no part in training: LFW's, London's and SFHQ's that were held out. Who is nearer to whom is
+said by an embedding that took no part either (`judge`), the expression by the `derl` bundle, landmarks and pose by the 68
+landmarks.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from onnx import compose
 from PIL import Image
 from safetensors.torch import load_file
 
-from . import align, exchange, gallery, graphs, identity, judge, swap
+from . import exchange, graphs, identity, judge, swap
 from .quantize import MEASURED, write
 
 INPUTS, OUTPUTS = ["person", "attributes", "who"], ["change"]
 AVATARS = 8
-PREFIX = "generator/"
+PREFIX = "generator."
 
 
 # --- from checkpoint to bundle ---------------------------------------------------------------------------------------
@@ -93,9 +94,13 @@ def quantise(args: argparse.Namespace) -> int:
         a, b = (swap.planes(z["face"][[pick()]]) for _ in range(2))
         with torch.no_grad():
             who = watch.who(a)[0][:, :, None, None]
-        batches.append({"person": a.numpy(), "attributes": b.numpy(), "who": who.numpy()})
-    fixed = {"person": (0.0, 255.0), "attributes": (0.0, 255.0)}
-    model = graphs.open_outputs(graphs.quantise(plain, batches, args.calibration, fixed=fixed))
+        batches.append({"person": units(a).numpy(), "attributes": units(b).numpy(), "who": who.numpy()})
+    # A grey level is a step.
+    ends = (-128 / swap.UNIT, 127 / swap.UNIT)
+    # LiteRT's sigmoid gives 256ths.
+    masks = {n.output[0]: (0.0, 255 / 256) for n in plain.graph.node if n.op_type == "Sigmoid"}
+    fixed = {"person": ends, "attributes": ends, **masks}
+    model = graphs.quantise(plain, batches, args.calibration, fixed=fixed, more=("Sigmoid",))
     encoder = onnx.load(folder / "model.onnx")
     notes = json.loads((MEASURED / "identity_quantisation.json").read_text())
     notes |= {
@@ -110,7 +115,8 @@ def quantise(args: argparse.Namespace) -> int:
 
 
 def avatars(z, folder, watch: swap.Watch) -> Image.Image:
-    """Synthetic people (SFHQ) side by side: grown-up by the judge's word, calm by `derl`'s, seen from the front, as unlike as can be."""
+    """Synthetic people (SFHQ) side by side: grown-up by the judge's word, calm by `derl`'s, seen from the front, as unlike as
+    can be."""
     rows = np.nonzero((z["pack"] == "sfhq") & ~z["held"])[0]
     age = judge.ages(judge.Judge(folder), z["face"][rows])
     points = z["points"][rows]
@@ -121,13 +127,25 @@ def avatars(z, folder, watch: swap.Watch) -> Image.Image:
         mood = torch.cat([watch.expression(f).softmax(1) for f in faces.split(32)]).numpy()
         who = torch.cat([watch.who(f)[0] for f in faces.split(32)]).numpy()
     sharp = (faces[..., 1:] - faces[..., :-1]).abs().mean((1, 2, 3)).numpy()
-    fit = (age > 22) & (age < 65) & (np.abs(middle) < 0.06) & (open_eyes > 0.25) & (mood[:, 0] > 0.6) & (sharp > np.median(sharp) * 0.7)
+    fit = (
+        (age > 22)
+        & (age < 65)
+        & (np.abs(middle) < 0.06)
+        & (open_eyes > 0.25)
+        & (mood[:, 0] > 0.6)
+        & (sharp > np.median(sharp) * 0.7)
+    )
     fit = np.nonzero(fit)[0]
     chosen = [int(fit[(who[fit] @ who[fit].mean(0)).argmax()])]
     while len(chosen) < min(AVATARS, len(fit)):
         nearest = (who[fit] @ who[chosen].T).max(1)
         chosen.append(int(fit[nearest.argmin()]))
     return Image.fromarray(np.concatenate(list(z["face"][rows[chosen]]), 1))
+
+
+def units(x: torch.Tensor) -> torch.Tensor:
+    """Grey levels as the generator reads them; rows one after the other, whatever the layout was."""
+    return ((x - 128) / swap.UNIT).contiguous()
 
 
 # --- what is measured ------------------------------------------------------------------------------------------------
@@ -142,12 +160,12 @@ class Net:
         self.net = session(path)
 
     def __call__(self, person: torch.Tensor, looks: torch.Tensor, who: torch.Tensor) -> torch.Tensor:
-        rows = zip(person.split(1), looks.split(1), who.split(1), strict=True)
+        rows = zip(units(person).split(1), units(looks).split(1), who.split(1), strict=True)
         change = [
             self.net.run(OUTPUTS, {"person": p.numpy(), "attributes": b.numpy(), "who": w[:, :, None, None].numpy()})[0]
             for p, b, w in rows
         ]
-        return (looks + torch.from_numpy(np.concatenate(change))).clamp(0, 255)
+        return (looks + torch.from_numpy(np.concatenate(change)) * swap.UNIT).clamp(0, 255)
 
 
 def bytes_of(x: torch.Tensor) -> np.ndarray:
@@ -318,12 +336,12 @@ def walked(net: swap.Shipped, bench: Bench, pairs: int = 24, steps: int = 9) -> 
     for k in range(pairs):
         a, b, looks = (swap.planes(bench.face[[i]]) for i in (bench.a[k], bench.a[-1 - k], bench.b[k]))
         wa, wb = bench.who(a), bench.who(b)
-        ends = [g.person(x / swap.UNIT - 2) for x in (a, b)]
+        ends = [g.person(units(x)) for x in (a, b)]
         seen = []
         for t in np.linspace(0, 1, steps):
             code = [p * (1 - t) + q * t for p, q in zip(*ends, strict=True)]
             who = F.normalize(wa * (1 - t) + wb * t, dim=1)
-            made = looks + g.after(code, looks / swap.UNIT - 2, who[:, :, None, None])
+            made = looks + g.after(code, units(looks), who[:, :, None, None]) * swap.UNIT
             seen.append(bench.who(made.clamp(0, 255))[0].numpy())
         step = np.linalg.norm(np.diff(np.stack(seen), axis=0), axis=1)
         shares.append(step.max() / step.sum())
@@ -336,7 +354,9 @@ def evaluate(args: argparse.Namespace) -> int:
     watch = swap.Watch(data.BUNDLES)
     bench = Bench(args, watch, args.limit or 300, 7)
     nets = {"float": Net(args.work / "swap_float.onnx"), "int8": Net(args.bundles / "identity" / "model.onnx")}
-    result: dict = {"judge": {k: bench.limit[k] for k in ("accuracy", "tar_at_far_1e2", "threshold_far_1e2", "people", "pictures")}}
+    result: dict = {
+        "judge": {k: bench.limit[k] for k in ("accuracy", "tar_at_far_1e2", "threshold_far_1e2", "people", "pictures")}
+    }
     made = {}
     standing_in = np.asarray(Image.open(args.bundles / "identity" / "avatars.png"))
     standing_in = np.stack(np.split(standing_in, standing_in.shape[1] // 128, 1))
@@ -357,7 +377,8 @@ def evaluate(args: argparse.Namespace) -> int:
         result["training"] = {k: v for k, v in json.loads(trained.read_text()).items() if k in ("steps", "pictures")}
     z = np.load(args.work / "gallery.npz")
     kinds, counts = np.unique(z["pack"][~z["held"]], return_counts=True)
-    result["learnt_from"] = {str(k): int(n) for k, n in zip(kinds, counts, strict=True)} | {"rendered": int(np.prod(z["drawn"].shape[:3]))}
+    learnt = {str(k): int(n) for k, n in zip(kinds, counts, strict=True)}
+    result["learnt_from"] = learnt | {"rendered": int(np.prod(z["drawn"].shape[:3]))}
     MEASURED.mkdir(exist_ok=True)
     (MEASURED / "swap.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
@@ -388,12 +409,12 @@ def sheet(net: Net, float_net: swap.Shipped, bench: Bench, standing_in: np.ndarr
         rows.append(np.concatenate([bench.face[[i]], bytes_of(net(a, b, bench.who(a)))]))
     g = float_net.net
     ends = [swap.planes(bench.face[[i]]) for i in people[:2]]
-    codes, who = [g.person(x / swap.UNIT - 2) for x in ends], [bench.who(x) for x in ends]
+    codes, who = [g.person(units(x)) for x in ends], [bench.who(x) for x in ends]
     walk = []
     for t in np.linspace(0, 1, columns):
         code = [p * (1 - t) + q * t for p, q in zip(*codes, strict=True)]
         at = F.normalize(who[0] * (1 - t) + who[1] * t, dim=1)[:, :, None, None]
-        walk.append(bytes_of((b[:1] + g.after(code, b[:1] / swap.UNIT - 2, at)).clamp(0, 255)))
+        walk.append(bytes_of((b[:1] + g.after(code, units(b[:1]), at) * swap.UNIT).clamp(0, 255)))
     rows.append(np.concatenate([bench.face[looks[:1]], *walk]))
     for k in range(2):
         a = swap.planes(standing_in[[k]]).repeat(columns, 1, 1, 1)

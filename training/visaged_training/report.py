@@ -11,7 +11,7 @@ from .quantize import MEASURED
 
 RUN = "python -m visaged_training"
 # Of the bundles. The last number grows with the weights, the graph or the figures; the others are those of the daemon.
-VERSIONS = {"detector": "0.1.1", "derl": "0.1.3", "derl-tiny": "0.1.0", "identity": "0.1.0", "makeup": "0.1.0"}
+VERSIONS = {"detector": "0.1.1", "derl": "0.1.3", "derl-tiny": "0.1.0", "identity": "0.1.1", "makeup": "0.1.0"}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,11 +1,12 @@
-"""The generator of "Towards Open-Set Identity Preserving Face Synthesis" (Bao, Chen, Wen, Li, Hua, CVPR 2018): whose face it is from one
-picture, everything else from another.
+"""The generator of "Towards Open-Set Identity Preserving Face Synthesis" (Bao, Chen, Wen, Li, Hua, CVPR 2018): whose face it is
+from one picture, everything else from another.
 
-From the paper: network I's embedding says who (`identity.Encoder`, frozen), network A reads the attributes, G makes the face from both;
-a face of the same person is to be reconstructed in full; D judges looks, with I in the place of C whose features are matched. Ours: A
-gives a picture at every size instead of one code; a second encoder looks at the first person's picture, because 128 numbers do not
-hold a stranger's face at this size of network; what is made is laid over the second picture by a mask; exact answers from renders,
-rough ones from bent photographs (`exchange`); and `derl` sees to it that the expression stays.
+From the paper: network I's embedding says who (`identity.Encoder`, frozen), network A reads the attributes, G makes the face
+from both; a face of the same person is to be reconstructed in full; D judges looks, with I in the place of C whose features are
+matched. Ours: A gives a picture at every size instead of one code; a second encoder looks at the first person's picture,
+because 128 numbers do not hold a stranger's face at this size of network; what is made is laid over the second picture by a
+mask; exact answers from renders, rough ones from bent photographs (`exchange`); and `derl` sees to it that the expression
+stays.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class Looks(nn.Module):
 
 
 class Meet(nn.Module):
-    """One size of the decoder: what came from below, both faces at this size, and who it is, which raises or lowers each channel."""
+    """One size of the decoder: what came from below, both faces at this size, and who it is, which raises or lowers each
+    channel."""
 
     def __init__(self, below: int, channels: int, who: bool):
         super().__init__()
@@ -77,8 +79,8 @@ class Meet(nn.Module):
 
 
 class Generator(nn.Module):
-    """Faces of the person and of the looks [N, 3, 128, 128] (units of 64 grey levels), who it is [N, 128, 1, 1] of length 1 -> delta to
-    the second, in the same unit."""
+    """Faces of the person and of the looks [N, 3, 128, 128] (units of 64 grey levels), who it is [N, 128, 1, 1] of length 1 ->
+    delta to the second, in the same unit."""
 
     def __init__(self):
         super().__init__()
@@ -92,7 +94,7 @@ class Generator(nn.Module):
         self.d0 = conv(FINE, 16)
         self.face, self.cover = nn.Conv2d(16, 3, 3, padding=1), nn.Conv2d(16, 1, 3, padding=1)
         nn.init.zeros_(self.cover.weight)
-        nn.init.constant_(self.cover.bias, 0.3)
+        nn.init.constant_(self.cover.bias, 0.5)
 
     def forward(self, person, looks, who):
         return self.after(self.person(person), looks, who)
@@ -106,21 +108,13 @@ class Generator(nn.Module):
         x = self.m2(x, a[1], b[1], who)
         x = self.m1(x, a[0], b[0], who)
         x = self.d0(F.relu(nets.up(self.r0(x)) + fine_a + fine_b))
-        # Outside the face there is nothing to add: a mask that can be zero keeps the picture as it is.
-        return opened(self.cover(x)) * (self.face(x) - looks)
-
-
-def opened(x: torch.Tensor) -> torch.Tensor:
-    """ReLU whose gradient passes a little below zero, too: where a mask has closed over a kind of picture it can open again."""
-    if torch.onnx.is_in_onnx_export():
-        return F.relu(x)
-    low = 0.1 * x.clamp(max=0)
-    return F.relu(x) + low - low.detach()
+        # Never quite shut: a mask that is zero learns nothing, and stays shut over whatever kind of picture it closed upon.
+        return torch.sigmoid(self.cover(x)) * (self.face(x) - looks)
 
 
 class Shipped(nn.Module):
-    """The generator with batch norm folded, on grey levels: person, looks [N, 3, 128, 128], who [N, 128, 1, 1] -> what to add to the
-    looks, in grey levels."""
+    """The generator with batch norm folded: person, looks [N, 3, 128, 128] as `units` gives them, who [N, 128, 1, 1] -> what to
+    add to the looks, in the same units."""
 
     def __init__(self, net: Generator):
         super().__init__()
@@ -129,13 +123,12 @@ class Shipped(nn.Module):
         wide = nn.Conv2d(16, 3, 3, padding=1)
         with torch.no_grad():
             # One mask for all colours, written as three that are alike: the engine multiplies value by value.
-            wide.weight.copy_(cover.weight.expand(3, -1, -1, -1) * UNIT)
-            wide.bias.copy_(cover.bias.expand(3) * UNIT)
+            wide.weight.copy_(cover.weight.expand(3, -1, -1, -1))
+            wide.bias.copy_(cover.bias.expand(3))
         self.net.cover = wide
 
     def forward(self, person, looks, who):
-        # Not folded into the first convolutions: what lies beyond the rim is to stay middle grey.
-        return self.net(person / UNIT - 128 / UNIT, looks / UNIT - 128 / UNIT, who)
+        return self.net(person, looks, who)
 
 
 # --- material --------------------------------------------------------------------------------------------------------
@@ -239,22 +232,30 @@ def cast(x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
     return (x * gain).clamp(0, 255)
 
 
+def balances(count: int) -> torch.Tensor:
+    """Random gains of the three colours; half of them none, or no grey picture would ever be just grey."""
+    return torch.exp(torch.randn(count, 3, 1, 1) * 0.05 * (torch.rand(count, 1, 1, 1) < 0.5))
+
+
 def batch(material: Material, rng: np.random.Generator, size: int):
     """(person, looks, answer, mask, who, how sure the answer is, whether it is another person) of one step, grey levels.
 
-    Of twelve five are rendered, five bent photographs, two of one person.
+    Of twelve three are rendered, seven bent photographs, two of one person.
     """
-    drawn, real = round(size * 5 / 12), round(size * 5 / 12)
+    drawn, real = round(size * 3 / 12), round(size * 7 / 12)
     parts = [material.exact(rng, drawn), material.rough(rng, real), material.same(rng, size - drawn - real)]
     a, b, t, m, who = (torch.cat(x) for x in zip(*parts, strict=True))
     sure = torch.cat([torch.full((drawn,), 1.0), torch.full((real,), 0.6), torch.full((size - drawn - real,), 1.0)])
     other = torch.cat([torch.ones(drawn + real), torch.zeros(size - drawn - real)])
+    # Some cameras see no colour at all.
+    plain = torch.rand(size, 1, 1, 1) < 0.1
+    a, b, t = (torch.where(plain, grey(x), x) for x in (a, b, t))
     # The person's picture and the other one come from two cameras; the answer is as the other.
     a = augment.noise(augment.tone(augment.affine(a, 0.12, 0.08, 0.04), 0.25), 3)
-    a = cast(a, torch.exp(torch.randn(size, 3, 1, 1) * 0.05))
+    a = cast(a, balances(size))
     together = augment.affine(torch.cat([b, t, m * 255], 1), 0.12, 0.08, 0.04)
     b, t, m = together[:, :3], together[:, 3:6], together[:, 6:] / 255
-    gain = torch.exp(torch.randn(size, 3, 1, 1) * 0.05)
+    gain = balances(size)
     return a, cast(b, gain), cast(t, gain), m, who, sure, other
 
 
@@ -293,11 +294,11 @@ def edges(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def unlike(made: torch.Tensor, wanted: torch.Tensor, mask: torch.Tensor, sure: torch.Tensor) -> torch.Tensor:
-    """Distance in units, within the face above all; edges count again."""
+    """Distance in units, within the face above all; edges count twice again."""
     weight = (0.3 + mask) * sure.view(-1, 1, 1, 1)
     off = ((made - wanted).abs() * weight).mean()
     for p, q, w in zip(edges(made), edges(wanted), (weight[..., 1:, :], weight[..., 1:]), strict=True):
-        off = off + ((p - q).abs() * w).mean()
+        off = off + 2 * ((p - q).abs() * w).mean()
     return off
 
 
@@ -319,7 +320,7 @@ def losses_of(made, looks, wanted, mask, sure, other, who, watch: Watch) -> dict
     }
 
 
-WEIGHTS = {"pixel": 6.0, "person": 2.0, "alike": 1.0, "mood": 0.4, "looks": 0.1}
+WEIGHTS = {"pixel": 6.0, "person": 2.0, "alike": 1.0, "mood": 0.2, "looks": 0.05}
 
 
 # --- judging ---------------------------------------------------------------------------------------------------------
@@ -363,8 +364,14 @@ def train(args: argparse.Namespace) -> int:
     watch = Watch(data.BUNDLES)
     material = Material(args.gallery, watch)
     net, critic = (m.to(memory_format=torch.channels_last) for m in (Generator(), nets.Discriminator(3)))
-    average = Average(net, 0.998)
     peak, size = args.rate or 1.5e-3, args.batch or BATCH
+    if args.weights:
+        kept = {k: v.float() for k, v in nets.part(load_file(args.weights), "generator").items()}
+        for name in ("net.cover.weight", "net.cover.bias"):
+            kept[name] = kept[name][:1]
+        a, b, _, _, who, *_ = batch(material, rng, 48)
+        nets.unfold(net, nets.part(kept, "net"), units(a), units(b), who[:, :, None, None])
+    average = Average(net, 0.998)
     opt = torch.optim.AdamW(net.parameters(), peak, betas=(0.9, 0.99), weight_decay=0.01)
     opt_d = torch.optim.Adam(critic.parameters(), 4e-4, betas=(0.5, 0.99))
     parts = {"net": net, "critic": critic, "average": average.module, "opt": opt, "opt_d": opt_d}
@@ -388,7 +395,7 @@ def train(args: argparse.Namespace) -> int:
         for group in opt.param_groups:
             group["lr"] = rate(progress, step, peak, 100)
         net.train()
-        if progress >= SETTLED:
+        if args.weights or progress >= SETTLED:
             nets.settle(net)
         a, b, t, mask, who, sure, other = (last(x) if x.ndim == 4 else x for x in batch(material, rng, size))
         with half():

@@ -115,20 +115,22 @@ KEEP = [[1.0 if i == c else 0.0 for c in range(3)] for i in range(3)]
 NOTHING = [[0.0] * 3] * 3
 
 
-def towards(g, face, other, out, more, code=None):
-    """A third of the blurred way from one face to another, with what a 1x1 convolution with the weights `more` makes of `code`, or of itself."""
+def towards(g, face, other, out, more, code=None, unit=1, middle=0):
+    """A third of the blurred way from one face to another, with what a 1x1 convolution with the weights `more` makes of `code`, or of itself.
+    Faces are (x - middle) / unit, what comes out is in the same unit."""
     both = g.node("Concat", [face, other], "both", axis=1)
-    both = g.pair(both, 1.0, 0)
+    both = g.pair(both, 1 / unit, middle)
     keep = [[1.0 if i == c else 0.0 for c in range(6)] for i in range(6)]
-    mean = g.node("Relu", [g.conv(both, "mean", [6, 6, 3, 3], smooth(6, keep), stride=2)], "mean.relu")
-    mean = g.pair(mean, 1.0, 0)
+    mean = g.conv(both, "mean", [6, 6, 3, 3], smooth(6, keep), stride=2)
+    mean = g.pair(mean if middle else g.node("Relu", [mean], "mean.relu"), 1 / unit, middle)
     third = [[-1 / 3 if i == c else 1 / 3 if i + 3 == c else 0.0 for c in range(6)] for i in range(3)]
-    half = g.pair(g.conv(mean, "difference", [3, 6, 1, 1], [v for row in third for v in row]), 0.5, 128)
-    more = g.pair(g.conv(code or half, "more", [3, len(more) // 3, 1, 1], more), 0.5, 128)
-    half = g.pair(g.node("Add", [half, more], "sum"), 0.5, 128)
-    whole = g.pair(g.twice(half, "larger"), 0.5, 128)
+    step = 0.5 / unit
+    half = g.pair(g.conv(mean, "difference", [3, 6, 1, 1], [v for row in third for v in row]), step, 128)
+    more = g.pair(g.conv(code or half, "more", [3, len(more) // 3, 1, 1], more), step, 128)
+    half = g.pair(g.node("Add", [half, more], "sum"), step, 128)
+    whole = g.pair(g.twice(half, "larger"), step, 128)
     g.conv(whole, f"{out}.exact", [3, 3, 3, 3], smooth(3, KEEP))
-    g.node("Identity", [g.pair(f"{out}.exact", 0.5, 128)], out)
+    g.node("Identity", [g.pair(f"{out}.exact", step, 128)], out)
 
 
 def makeup():
@@ -174,8 +176,8 @@ def identity():
     for name in ["person", "attributes"]:
         g.end(11, name, [1, 3, 128, 128])
     g.end(11, "who", [1, 128, 1, 1])
-    attributes, person = g.pair("attributes", 1.0, 0), g.pair("person", 1.0, 0)
-    towards(g, attributes, person, "change", noise(3 * 128), g.pair("who", 0.008, 128))
+    attributes, person = g.pair("attributes", 1 / 64, 128), g.pair("person", 1 / 64, 128)
+    towards(g, attributes, person, "change", [v / 64 for v in noise(3 * 128)], g.pair("who", 0.008, 128), 64, 128)
     g.end(12, "embedding", [1, 128])
     g.end(12, "change", [1, 3, 128, 128])
     return g.model()
@@ -220,7 +222,8 @@ grey = {**FLAT, "colour": '"luminance"', "normalisation": '"per-image"', "eps": 
 thresholds = '[verification]\nthreshold_far_1e2 = 0.8\nthreshold_far_1e3 = 0.9\ncalibrated_on = "nothing: a stand-in"\n'
 who = {**FLAT, "colour": '"embedding"', "normalisation": '"unit-length"'}
 ends = [tensor("inputs", "face", [1, 1, 112, 112], **grey)]
-ends += [tensor("inputs", name, square, **colour) for name in ["person", "attributes"]]
+units = {**colour, "normalisation": '"(x-128)/64"'}
+ends += [tensor("inputs", name, square, **units) for name in ["person", "attributes"]]
 ends += [tensor("inputs", "who", [1, 128, 1, 1], **who)]
 ends += [tensor("outputs", "embedding", [1, 128]), tensor("outputs", "change", square)]
 avatars = '[avatars]\nfile = "avatars.png"\ncount = 2\n'
