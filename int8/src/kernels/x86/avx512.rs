@@ -89,9 +89,10 @@ pub(super) const fn order(n: usize) -> &'static [usize] {
     }
 }
 
-/// Pixels whose sums the registers hold beside the weights of a step.
+/// Pixels of a tile: fewer than the registers hold, so that a tile's products and what becomes of the one before are in the processor's
+/// view together.
 pub(super) const fn tile(n: usize) -> usize {
-    if n == 1 { 12 } else { 24 / n }
+    if n == 1 { 8 } else { 4 }
 }
 
 /// Packing brings the same quarter of every vector together; `places` says where each quarter goes then.
@@ -168,6 +169,39 @@ impl<const N: usize> Lanes for Vectors<N> {
     }
 
     #[inline(always)]
+    unsafe fn store_four<const NATURAL: bool>(
+        rounded: [Self::Sums; 4],
+        bounds: &Bounds,
+        to: *mut u8,
+        step: usize,
+        count: usize,
+    ) {
+        // SAFETY: `count` bytes of each pixel can be written, by the contract.
+        unsafe {
+            match rounded.each_ref().map(|pixel| pixel.as_slice()) {
+                [&[a], &[b], &[c], &[d]] => {
+                    let order = _mm512_load_si512((&raw const SIDE_BY_SIDE[0]).cast());
+                    let bytes = _mm512_permutexvar_epi32(order, pack_four::<NATURAL>([a, b, c, d], bounds));
+                    store_four(bytes, to, step, count);
+                }
+                [&[a, b], &[c, d], &[e, f], &[g, h]] => {
+                    let order = _mm512_load_si512((&raw const SIDE_BY_SIDE[1]).cast());
+                    let first = _mm512_permutexvar_epi32(order, pack_four::<NATURAL>([a, b, c, d], bounds));
+                    let second = _mm512_permutexvar_epi32(order, pack_four::<NATURAL>([e, f, g, h], bounds));
+                    store_two(first, to, step);
+                    store_two(second, to.add(2 * step), step);
+                }
+                _ => {
+                    Self::store::<NATURAL>(rounded[0], bounds, to, count);
+                    Self::store::<NATURAL>(rounded[1], bounds, to.add(step), count);
+                    Self::store::<NATURAL>(rounded[2], bounds, to.add(2 * step), count);
+                    Self::store::<NATURAL>(rounded[3], bounds, to.add(3 * step), count);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
     unsafe fn spill(sums: Self::Sums, to: *mut i32) {
         // SAFETY: 16 values for each vector, by the contract.
         unsafe {
@@ -178,6 +212,53 @@ impl<const N: usize> Lanes for Vectors<N> {
                     to.add(Self::ORDER[i * BLOCK + quarter * 4]).cast::<[i32; 4]>().write(*lanes);
                 }
             }
+        }
+    }
+}
+
+/// Writes 16 bytes of each of four pixels, `count` of them.
+///
+/// # Safety
+/// They can be written.
+#[inline(always)]
+unsafe fn store_four(bytes: __m512i, to: *mut u8, step: usize, count: usize) {
+    // SAFETY: by this function's contract; masked bytes are not written.
+    unsafe {
+        if count == BLOCK && step == BLOCK {
+            _mm512_storeu_si512(to.cast(), bytes);
+            return;
+        }
+        let pixels = [
+            _mm512_castsi512_si128(bytes),
+            _mm512_extracti32x4_epi32::<1>(bytes),
+            _mm512_extracti32x4_epi32::<2>(bytes),
+            _mm512_extracti32x4_epi32::<3>(bytes),
+        ];
+        for (i, pixel) in pixels.into_iter().enumerate() {
+            let to = to.add(i * step);
+            // A store with a mask takes several times as long.
+            if count == BLOCK {
+                _mm_storeu_si128(to.cast(), pixel);
+            } else {
+                _mm_mask_storeu_epi8(to.cast(), mask(count), pixel);
+            }
+        }
+    }
+}
+
+/// Writes 32 bytes of each of two pixels.
+///
+/// # Safety
+/// They can be written.
+#[inline(always)]
+unsafe fn store_two(bytes: __m512i, to: *mut u8, step: usize) {
+    // SAFETY: by this function's contract.
+    unsafe {
+        if step == 2 * BLOCK {
+            _mm512_storeu_si512(to.cast(), bytes);
+        } else {
+            _mm256_storeu_si256(to.cast(), _mm512_castsi512_si256(bytes));
+            _mm256_storeu_si256(to.add(step).cast(), _mm512_extracti64x4_epi64::<1>(bytes));
         }
     }
 }
@@ -316,6 +397,17 @@ impl columns::Sixteen for Vbmi {
     }
 
     #[inline(always)]
+    unsafe fn tall_column(rows: [*const u8; 4]) -> __m512i {
+        // SAFETY: 16 bytes of each row, by the contract.
+        unsafe {
+            let row = |i: usize| _mm_loadu_si128(rows[i].cast());
+            let (upper, lower) = (_mm256_set_m128i(row(1), row(0)), _mm256_set_m128i(row(3), row(2)));
+            let order = _mm512_load_si512((&raw const TALL_COLUMN).cast());
+            _mm512_permutex2var_epi8(_mm512_castsi256_si512(upper), order, _mm512_castsi256_si512(lower))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn lanes(from: *const u8) -> __m512i {
         // SAFETY: 64 aligned bytes, by the contract.
         unsafe { _mm512_load_si512(from.cast()) }
@@ -328,14 +420,11 @@ impl columns::Sixteen for Vbmi {
     }
 
     #[inline(always)]
-    unsafe fn put<const SLOPE: bool, const NATURAL: bool, const COUNT: usize>(
+    unsafe fn round<const SLOPE: bool>(
         sums: [__m512i; columns::PIXELS],
         constants: [__m512i; 2],
-        bounds: &Bounds,
-        to: *mut u8,
-        step: usize,
-    ) {
-        // SAFETY: sixteen bytes of each of `COUNT` pixels can be written, by the contract; the rest is arithmetic.
+    ) -> [__m512i; columns::PIXELS] {
+        // SAFETY: arithmetic only.
         unsafe {
             let [scale, slope] = [_mm512_castsi512_ps(constants[0]), _mm512_castsi512_ps(constants[1])];
             // Step by step for all pixels: of what waits for something else the processor keeps only so much in view.
@@ -350,6 +439,19 @@ impl columns::Sixteen for Vbmi {
             for (rounded, value) in rounded.iter_mut().zip(values) {
                 *rounded = _mm512_cvtps_epi32(value);
             }
+            rounded
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn put<const NATURAL: bool, const COUNT: usize>(
+        rounded: [__m512i; columns::PIXELS],
+        bounds: &Bounds,
+        to: *mut u8,
+        step: usize,
+    ) {
+        // SAFETY: sixteen bytes of each of `COUNT` pixels can be written, by the contract; the rest is arithmetic.
+        unsafe {
             // Packing brings the same four channels of all pixels together.
             let order = _mm512_load_si512((&raw const PIXEL_BY_PIXEL).cast());
             let bytes = _mm512_permutexvar_epi32(order, pack_four::<NATURAL>(rounded, bounds));
@@ -372,18 +474,30 @@ impl columns::Sixteen for Vbmi {
 struct Aligned<T>(T);
 
 /// Where each byte of a lane is: in the first 16 of one vector, the next 16, the first 16 of another; the fourth meets a weight of zero.
-static COLUMN: Aligned<[u8; 64]> = {
+static COLUMN: Aligned<[u8; 64]> = quads([0, 16, 64, 0]);
+
+/// The same for four rows.
+static TALL_COLUMN: Aligned<[u8; 64]> = quads([0, 16, 64, 80]);
+
+/// Lanes of a byte of each of four places.
+const fn quads(places: [u8; 4]) -> Aligned<[u8; 64]> {
     let mut bytes = [0; 64];
     let mut i = 0;
     while i < 64 {
-        bytes[i] = i as u8 / 4 + [0, 16, 64, 0][i % 4];
+        bytes[i] = i as u8 / 4 + places[i % 4];
         i += 1;
     }
     Aligned(bytes)
-};
+}
 
 /// Four channels of four pixels each, pixel by pixel.
 static PIXEL_BY_PIXEL: Aligned<[u32; 16]> = Aligned([0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15]);
+
+/// Where, after packing, four channels at a time of four pixels of 16 channels lie, or of two of 32, in [`order`].
+static SIDE_BY_SIDE: [Aligned<[u32; 16]>; 2] = [
+    Aligned([0, 8, 4, 12, 1, 9, 5, 13, 2, 10, 6, 14, 3, 11, 7, 15]),
+    Aligned([0, 1, 8, 9, 4, 5, 12, 13, 2, 3, 10, 11, 6, 7, 14, 15]),
+];
 
 /// 64 bytes of a depthwise layer.
 #[derive(Debug)]

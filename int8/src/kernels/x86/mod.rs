@@ -188,6 +188,23 @@ trait Lanes: Debug + Send + Sync + 'static {
     unsafe fn round<const SLOPE: bool>(sums: Self::Sums, scale: *const f32, slope: *const f32) -> Self::Sums;
     /// Writes rounded values as bytes, `count` of them; `NATURAL` only where [`Bounds::natural`] is.
     unsafe fn store<const NATURAL: bool>(rounded: Self::Sums, bounds: &Bounds, to: *mut u8, count: usize);
+    /// Writes rounded values of four pixels, `step` bytes apart, `count` bytes of each; likewise.
+    #[inline(always)]
+    unsafe fn store_four<const NATURAL: bool>(
+        rounded: [Self::Sums; 4],
+        bounds: &Bounds,
+        to: *mut u8,
+        step: usize,
+        count: usize,
+    ) {
+        // SAFETY: by this function's contract.
+        unsafe {
+            Self::store::<NATURAL>(rounded[0], bounds, to, count);
+            Self::store::<NATURAL>(rounded[1], bounds, to.add(step), count);
+            Self::store::<NATURAL>(rounded[2], bounds, to.add(2 * step), count);
+            Self::store::<NATURAL>(rounded[3], bounds, to.add(3 * step), count);
+        }
+    }
     /// Writes the sums in channel order.
     unsafe fn spill(sums: Self::Sums, to: *mut i32);
 }
