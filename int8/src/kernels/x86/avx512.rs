@@ -588,7 +588,16 @@ impl Bytes for Taps512 {
     }
 
     #[inline(always)]
-    unsafe fn spill(_: [__m512i; 4], _: *mut i32) {
-        unreachable!("a line of bytes has no general finish")
+    unsafe fn spill(sums: [__m512i; 4], to: *mut i32) {
+        for (i, sums) in sums.into_iter().enumerate() {
+            let mut lanes = [0i32; BLOCK];
+            // SAFETY: 16 lanes, and 64 values behind `to`, by the contract.
+            unsafe {
+                _mm512_storeu_si512(lanes.as_mut_ptr().cast(), sums);
+                for (quarter, lanes) in lanes.as_chunks::<4>().0.iter().enumerate() {
+                    to.add(quarter * BLOCK + i * 4).cast::<[i32; 4]>().write(*lanes);
+                }
+            }
+        }
     }
 }

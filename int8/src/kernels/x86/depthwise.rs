@@ -1,11 +1,11 @@
 //! Depthwise convolution: a channel in each byte, four taps interleaved into a quad, or two as 16-bit integers.
 //!
-//! Where input and output are whole tensors and the columns follow one another, a row is one long line of bytes with
+//! Where input and output are whole tensors and the columns follow one another, a row is one long line of values with
 //! weights that repeat; any number of channels fills the vectors then. Otherwise a vector holds 32 channels of a pixel, or 16 of two.
 
 use std::marker::PhantomData;
 
-use super::super::{Area, BLOCK, DenseSpec, DepthwiseSpec, Grid, Layer, Memory, Post, QUAD, Scratch, Store};
+use super::super::{Area, BLOCK, DenseSpec, DepthwiseSpec, Grid, Layer, Memory, Post, QUAD, Scratch};
 use super::finish::{self, Finish, GENERAL, PLAIN, SLOPE, Way};
 use super::memory::Packed;
 use super::pairs::is_safe;
@@ -15,6 +15,8 @@ use super::{Bytes, Simd, Work};
 const PERIOD_BYTES: usize = 24 * 1024;
 /// Channels of a block of one pixel.
 const PAIR: usize = 2 * BLOCK;
+/// Bytes of the widest vector.
+const MOST_WIDTH: usize = 2 * PAIR;
 /// Weights of a pair of bytes that have the same sign add up to no more: 255 * 128 is below 2^15.
 const SAFE: i32 = 128;
 
@@ -51,10 +53,10 @@ impl Taps {
         Self { offsets: taps.clone().map(offset).collect(), weights: taps.map(weights).collect() }
     }
 
-    /// A dense layer from one channel to one is a depthwise one. Only where its rows are lines of bytes is that the faster way.
+    /// A dense layer from one channel to one is a depthwise one. Only where its rows are lines is that the faster way.
     pub(super) fn of_single_channel(spec: &DenseSpec) -> Option<Self> {
         let (input, output) = (spec.grid.input.pixel, spec.grid.output.pixel);
-        if spec.channels != 1 || input != 1 || output != 1 || !matches!(spec.post.store, Store::U8 { .. }) {
+        if spec.channels != 1 || input != 1 || output != 1 {
             return None;
         }
         let all = (0..spec.runs.len()).flat_map(|run| (0..spec.quads * QUAD).map(move |byte| (run, byte)));
@@ -170,6 +172,8 @@ struct Packing {
     bias: Packed<i32>,
     scale: Packed<f32>,
     slope: Packed<f32>,
+    /// Scales and slopes in the order of the bytes: `[vector][width]`.
+    natural: [Packed<f32>; 2],
 }
 
 impl Packing {
@@ -196,8 +200,13 @@ impl Packing {
         let scale: Vec<_> =
             order().map(|byte| channel(byte).map_or(0.0, |channel| finish.post.scale[channel])).collect();
         let slope: Vec<_> = order().map(|byte| channel(byte).map_or(1.0, |channel| finish.slopes[channel])).collect();
+        let natural = |values: &[f32]| {
+            let bytes = (0..vectors * B::WIDTH).map(|byte| channel(byte).map_or(0.0, |channel| values[channel]));
+            Packed::new(&bytes.collect::<Vec<_>>())
+        };
         Self {
             width: B::WIDTH,
+            natural: [natural(&finish.post.scale), natural(&finish.slopes)],
             offsets: quads.iter().map(|quad| quad.taps.map(|tap| taps.offsets[tap])).collect(),
             weights: Packed::new(&weights),
             bias: Packed::new(&bias),
@@ -250,7 +259,7 @@ impl<S: Simd, W: Bytes, P: Bytes> Depthwise<S, W, P> {
         let finish = Finish::new(post);
         let period = channels / greatest_common_divisor(channels, W::WIDTH);
         let bytes = period * W::WIDTH * (12 + taps.steps::<W>().len() * 4);
-        let in_line = grid.input.pixel == channels && grid.output.pixel == channels && finish.way != Way::General;
+        let in_line = grid.input.pixel == channels && grid.output.pixel == channels;
         let shape = if in_line && bytes <= PERIOD_BYTES {
             Layout::Line(Packing::new::<W>(&taps, &finish, period, |byte| Some(byte % channels)), period)
         } else {
@@ -283,11 +292,12 @@ impl<S: Simd, W: Bytes, P: Bytes> Depthwise<S, W, P> {
                     bytes: pixels * self.channels,
                     finish: &self.finish,
                 };
-                // SAFETY: by this function's contract; a line never has a general finish.
+                // SAFETY: by this function's contract.
                 unsafe {
                     match self.finish.way {
                         Way::Slope => S::enter(LineOf::<W, SLOPE>(line, PhantomData)),
-                        _ => S::enter(LineOf::<W, PLAIN>(line, PhantomData)),
+                        Way::Plain => S::enter(LineOf::<W, PLAIN>(line, PhantomData)),
+                        Way::General => S::enter(LineOf::<W, GENERAL>(line, PhantomData)),
                     }
                 }
             }
@@ -411,12 +421,38 @@ impl<B: Bytes, const WAY: u8> Work for LineOf<'_, B, WAY> {
                 let constants = line.packing.constants(vector);
                 let input = line.input.add(at);
                 let sums = sums::<B>(&line.packing.offsets, constants, |offset| B::load(input.add(offset)));
-                let bytes = finished::<B, WAY>(sums, constants, line.finish);
-                let (output, left) = (line.output.add(at), line.bytes - at);
-                if left >= B::WIDTH { B::store(bytes, output) } else { B::store_some(bytes, output, left) }
+                let (output, left) = (line.output.add(at * line.finish.width()), line.bytes - at);
+                if WAY == GENERAL {
+                    line.put_general::<B>(sums, vector, output, left);
+                } else {
+                    let bytes = finished::<B, WAY>(sums, constants, line.finish);
+                    if left >= B::WIDTH { B::store(bytes, output) } else { B::store_some(bytes, output, left) }
+                }
             }
             at += B::WIDTH;
             vector = if vector + 1 == line.period { 0 } else { vector + 1 };
+        }
+    }
+}
+
+impl Line<'_> {
+    /// Finishes and writes the first `left` sums of a vector for any finish.
+    ///
+    /// # Safety
+    /// There is such a vector of constants; the outputs are the line's.
+    #[inline(always)]
+    unsafe fn put_general<B: Bytes>(&self, sums: [B::Sums; 4], vector: usize, output: *mut u8, left: usize) {
+        let mut spilled = [0i32; MOST_WIDTH];
+        // SAFETY: as many sums and constants as a vector has bytes, a whole number of blocks; outputs as by this function's contract.
+        unsafe {
+            B::spill(sums, spilled.as_mut_ptr());
+            for part in (0..B::WIDTH.min(left)).step_by(BLOCK) {
+                let at = vector * B::WIDTH + part;
+                let (scale, slope) = (self.packing.natural[0].at(at), self.packing.natural[1].at(at));
+                let values = finish::general(&self.finish.post, spilled.as_ptr().add(part), scale, slope);
+                let output = output.add(part * self.finish.width());
+                finish::put(&self.finish.post, &values, output, (left - part).min(BLOCK));
+            }
         }
     }
 }

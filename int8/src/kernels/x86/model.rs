@@ -373,7 +373,17 @@ impl Bytes for Taps512 {
         unreachable!("pixels are computed two at a time in 32 bytes only")
     }
 
-    unsafe fn spill(_: [Vector; 4], _: *mut i32) {
-        unreachable!("a line of bytes has no general finish")
+    #[inline(always)]
+    unsafe fn spill(sums: [Vector; 4], to: *mut i32) {
+        for (i, vector) in sums.into_iter().enumerate() {
+            let mut lanes = [0i32; BLOCK];
+            // SAFETY: 16 lanes here, and 64 values there, by the contract.
+            unsafe {
+                store(vector, lanes.as_mut_ptr().cast());
+                for (lane, sum) in lanes.into_iter().enumerate() {
+                    to.add(lane / 4 * BLOCK + i * 4 + lane % 4).write(sum);
+                }
+            }
+        }
     }
 }
