@@ -2,10 +2,10 @@
 
 use std::arch::x86_64::*;
 
-use super::super::{BLOCK, DepthwiseSpec, Layer};
+use super::super::{BLOCK, DenseSpec, DepthwiseSpec, Layer};
 use super::finish::Bounds;
 use super::lanes256::{One, Product, Taps};
-use super::{Bytes, Diet, Lanes, Simd, Work, columns};
+use super::{Bytes, Diet, Lanes, Simd, Work, columns, quarters};
 
 /// AVX-512 F, BW, VL and VNNI.
 #[derive(Clone, Copy, Debug)]
@@ -13,7 +13,7 @@ pub(crate) struct Avx512Vnni;
 
 impl Simd for Avx512Vnni {
     type Whole = Vectors<1>;
-    type Half = One<Self>;
+    type Half = Eight;
     type Double = Vectors<2>;
     type Quadruple = Vectors<4>;
     type PairedWhole = Self::Whole;
@@ -30,6 +30,10 @@ impl Simd for Avx512Vnni {
 
     fn depthwise_3x3(spec: &DepthwiseSpec) -> Option<Box<dyn Layer>> {
         is_x86_feature_detected!("avx512vbmi").then(|| columns::layer::<Vbmi>(spec)).flatten()
+    }
+
+    fn few(spec: &DenseSpec) -> Option<Box<dyn Layer>> {
+        quarters::layer::<Self>(spec)
     }
 
     #[inline(always)]
@@ -213,6 +217,147 @@ impl<const N: usize> Lanes for Vectors<N> {
                 }
             }
         }
+    }
+}
+
+/// Eight channels in a vector of 256 bits, whose stores are masked.
+#[derive(Debug)]
+pub(super) struct Eight;
+
+/// What [`Eight`] does like [`One`].
+type Half = One<Avx512Vnni>;
+
+impl Lanes for Eight {
+    type Sums = __m256i;
+    type Input = __m256i;
+
+    const CHANNELS: usize = Half::CHANNELS;
+    const ORDER: &'static [usize] = Half::ORDER;
+    const TILE: usize = 8;
+    const DIET: Diet = Diet::Quads;
+
+    #[inline(always)]
+    unsafe fn load(from: *const i32) -> __m256i {
+        // SAFETY: by the contract, as are the others.
+        unsafe { Half::load(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn quad(bytes: i32) -> __m256i {
+        // SAFETY: likewise.
+        unsafe { Half::quad(bytes) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot(sums: __m256i, input: __m256i, weights: *const u8) -> __m256i {
+        // SAFETY: likewise.
+        unsafe { Half::dot(sums, input, weights) }
+    }
+
+    #[inline(always)]
+    unsafe fn round<const SLOPE: bool>(sums: __m256i, scale: *const f32, slope: *const f32) -> __m256i {
+        // SAFETY: likewise.
+        unsafe { Half::round::<SLOPE>(sums, scale, slope) }
+    }
+
+    #[inline(always)]
+    unsafe fn store<const NATURAL: bool>(rounded: __m256i, bounds: &Bounds, to: *mut u8, count: usize) {
+        // SAFETY: `count` bytes, by the contract; masked bytes are not written.
+        unsafe {
+            let words = _mm_packs_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256::<1>(rounded));
+            let words = _mm_adds_epi16(words, _mm_load_si128(bounds.zero.as_ptr().cast()));
+            let bytes = _mm_max_epu8(_mm_packus_epi16(words, words), _mm_load_si128(bounds.low.as_ptr().cast()));
+            let bytes = _mm_min_epu8(bytes, _mm_load_si128(bounds.high.as_ptr().cast()));
+            _mm_mask_storeu_epi8(to.cast(), mask(count), bytes);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_four<const NATURAL: bool>(
+        rounded: [__m256i; 4],
+        bounds: &Bounds,
+        to: *mut u8,
+        step: usize,
+        count: usize,
+    ) {
+        // SAFETY: `count` bytes of each pixel can be written, by the contract; masked bytes are not written.
+        unsafe {
+            let two = |i: usize| _mm512_inserti64x4::<1>(_mm512_castsi256_si512(rounded[i]), rounded[i + 1]);
+            let words = _mm512_packs_epi32(two(0), two(2));
+            let words = _mm512_adds_epi16(words, _mm512_set1_epi16(bounds.zero[0]));
+            // Packing brings four channels of the first pixel and of the third together, and so on.
+            let order = _mm512_load_si512((&raw const PAIRS_OF_FOURS).cast());
+            let bytes = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(words, words));
+            let bytes = _mm256_max_epu8(_mm512_castsi512_si256(bytes), _mm256_load_si256(bounds.low.as_ptr().cast()));
+            let bytes = _mm256_min_epu8(bytes, _mm256_load_si256(bounds.high.as_ptr().cast()));
+            if count == Self::CHANNELS && step == Self::CHANNELS {
+                _mm256_storeu_si256(to.cast(), bytes);
+                return;
+            }
+            let (front, back) = (_mm256_castsi256_si128(bytes), _mm256_extracti128_si256::<1>(bytes));
+            _mm_mask_storeu_epi8(to.cast(), mask(count), front);
+            _mm_mask_storeu_epi8(to.add(step).cast(), mask(count), _mm_unpackhi_epi64(front, front));
+            _mm_mask_storeu_epi8(to.add(2 * step).cast(), mask(count), back);
+            _mm_mask_storeu_epi8(to.add(3 * step).cast(), mask(count), _mm_unpackhi_epi64(back, back));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn spill(sums: __m256i, to: *mut i32) {
+        // SAFETY: by the contract.
+        unsafe { Half::spill(sums, to) };
+    }
+}
+
+impl quarters::Quads for Avx512Vnni {
+    type Vector = __m512i;
+
+    #[inline(always)]
+    unsafe fn enter<W: Work>(work: W) {
+        // SAFETY: by the contract.
+        unsafe { <Self as Simd>::enter(work) };
+    }
+
+    #[inline(always)]
+    unsafe fn lanes(from: *const u8) -> __m512i {
+        // SAFETY: 64 aligned bytes, by the contract.
+        unsafe { _mm512_load_si512(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot(sums: __m512i, input: *const u8, weights: __m512i) -> __m512i {
+        // SAFETY: 16 bytes, by the contract.
+        unsafe { _mm512_dpbusd_epi32(sums, _mm512_broadcast_i32x4(_mm_loadu_si128(input.cast())), weights) }
+    }
+
+    #[inline(always)]
+    unsafe fn totals(pixels: [__m512i; 4]) -> __m512i {
+        // SAFETY: arithmetic only.
+        unsafe {
+            let [a, b, c, d] = pixels;
+            let front = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+            let back = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+            let totals = _mm512_add_epi32(_mm512_unpacklo_epi64(front, back), _mm512_unpackhi_epi64(front, back));
+            _mm512_permutexvar_epi32(_mm512_load_si512((&raw const PIXEL_BY_PIXEL).cast()), totals)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn bytes<const SLOPE: bool>(totals: __m512i, constants: [*const f32; 2], bounds: &Bounds) -> [u8; BLOCK] {
+        // SAFETY: 16 of each constant, by the contract; loads from `bounds`; the rest is arithmetic.
+        unsafe {
+            let rounded = round::<SLOPE>(totals, constants[0], constants[1]);
+            let wide = |values: &[i32; BLOCK]| _mm512_loadu_si512(values.as_ptr().cast());
+            let rounded = _mm512_add_epi32(rounded, wide(&bounds.wide_zero));
+            let rounded = _mm512_min_epi32(_mm512_max_epi32(rounded, wide(&bounds.wide_low)), wide(&bounds.wide_high));
+            std::mem::transmute::<__m128i, [u8; BLOCK]>(_mm512_cvtepi32_epi8(rounded))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn spill(totals: __m512i, to: *mut i32) {
+        // SAFETY: 16 values, by the contract.
+        unsafe { _mm512_storeu_si512(to.cast(), totals) };
     }
 }
 
@@ -455,15 +600,16 @@ impl columns::Sixteen for Vbmi {
             // Packing brings the same four channels of all pixels together.
             let order = _mm512_load_si512((&raw const PIXEL_BY_PIXEL).cast());
             let bytes = _mm512_permutexvar_epi32(order, pack_four::<NATURAL>(rounded, bounds));
+            if COUNT == columns::PIXELS {
+                store_four(bytes, to, step, BLOCK);
+                return;
+            }
             _mm_storeu_si128(to.cast(), _mm512_castsi512_si128(bytes));
             if COUNT > 1 {
                 _mm_storeu_si128(to.add(step).cast(), _mm512_extracti32x4_epi32::<1>(bytes));
             }
             if COUNT > 2 {
                 _mm_storeu_si128(to.add(2 * step).cast(), _mm512_extracti32x4_epi32::<2>(bytes));
-            }
-            if COUNT > 3 {
-                _mm_storeu_si128(to.add(3 * step).cast(), _mm512_extracti32x4_epi32::<3>(bytes));
             }
         }
     }
@@ -498,6 +644,9 @@ static SIDE_BY_SIDE: [Aligned<[u32; 16]>; 2] = [
     Aligned([0, 8, 4, 12, 1, 9, 5, 13, 2, 10, 6, 14, 3, 11, 7, 15]),
     Aligned([0, 1, 8, 9, 4, 5, 12, 13, 2, 3, 10, 11, 6, 7, 14, 15]),
 ];
+
+/// Where, after packing, the two fours of channels of each of four pixels lie.
+static PAIRS_OF_FOURS: Aligned<[u32; 16]> = Aligned([0, 4, 8, 12, 1, 5, 9, 13, 0, 4, 8, 12, 1, 5, 9, 13]);
 
 /// 64 bytes of a depthwise layer.
 #[derive(Debug)]

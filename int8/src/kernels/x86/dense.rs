@@ -15,6 +15,9 @@ const PIXELS: usize = 12;
 /// Channels that are computed together where they pair alike.
 const DOUBLE: usize = 2 * BLOCK;
 
+/// Steps that are few for the sums of 64 channels.
+pub(super) const FEW_STEPS: usize = 16;
+
 /// Most channels of a block.
 const MOST_LANES: usize = 4 * BLOCK;
 
@@ -90,8 +93,8 @@ struct Inputs {
     windows: Vec<(usize, u32)>,
     /// Likewise places far from one another, and which bytes of a step each has.
     joints: Vec<[(isize, u32); pairs::TERMS]>,
-    /// By [`Diet::Quads`] single bytes from anywhere, behind the runs.
-    strays: Vec<[usize; QUAD]>,
+    /// By [`Diet::Quads`] single bytes from anywhere, behind the runs; the fourth has a weight or none.
+    strays: Vec<([usize; QUAD], bool)>,
 }
 
 /// The bytes of each run's last quad that have weights, where all runs' last quads in fewer steps are the faster way: a run and a byte of
@@ -183,7 +186,7 @@ impl Packing {
             let place = |stray: Option<(usize, usize)>| stray.map_or(0, |(run, byte)| start(&spec.runs[run]) + byte);
             inputs.push(Inputs {
                 starts: spec.runs.iter().map(start).collect(),
-                strays: strays.iter().map(|stray| stray.map(place)).collect(),
+                strays: strays.iter().map(|stray| (stray.map(place), stray[3].is_some())).collect(),
                 ..Inputs::default()
             });
         }
@@ -493,11 +496,17 @@ impl Block<'_> {
             }
         }
         if L::DIET == Diet::Quads {
-            for stray in &self.inputs.strays {
-                step!(0, first => {
-                    let byte = |i: usize| i32::from(first.wrapping_add(stray[i]).read()) << (8 * i);
-                    L::quad(byte(0) | byte(1) | (byte(2) | byte(3)))
-                });
+            for &(stray, has_fourth) in &self.inputs.strays {
+                macro_rules! byte {
+                    ($first:ident, $i:literal) => {
+                        i32::from($first.wrapping_add(stray[$i]).read()) << (8 * $i)
+                    };
+                }
+                if has_fourth {
+                    step!(0, first => L::quad(byte!(first, 0) | byte!(first, 1) | (byte!(first, 2) | byte!(first, 3))));
+                } else {
+                    step!(0, first => L::quad(byte!(first, 0) | byte!(first, 1) | byte!(first, 2)));
+                }
             }
         }
         // SAFETY: the pixels' outputs exist and are this task's.

@@ -23,6 +23,7 @@ mod memory;
 #[cfg(test)]
 mod model;
 mod pairs;
+mod quarters;
 mod strips;
 
 use std::fmt::Debug;
@@ -43,6 +44,9 @@ impl<S: Simd> Kernels for X86<S> {
         if let Some(taps) = depthwise::Taps::of_single_channel(&spec) {
             return depthwise::packed::<S>(taps, &spec.grid, spec.channels, spec.post);
         }
+        if let Some(layer) = S::few(&spec) {
+            return layer;
+        }
         if spec.channels <= few::MOST && few::pays::<S>(&spec) {
             return Box::new(few::Few::<S>::new(spec));
         }
@@ -56,6 +60,10 @@ impl<S: Simd> Kernels for X86<S> {
                 }
                 None => {}
             }
+        }
+        // What becomes of 64 channels' sums stands in the way of the next products, where there are few.
+        if spec.runs.len() * spec.quads <= dense::FEW_STEPS {
+            return Box::new(dense::Dense::<S, S::Whole, S::Half, S::Double>::new(spec));
         }
         Box::new(dense::Dense::<S, S::Whole, S::Half, S::Double, S::Quadruple>::new(spec))
     }
@@ -105,6 +113,11 @@ trait Simd: Copy + Send + Sync + Debug + 'static {
 
     /// A way of its own for depthwise layers of 3 by 3 taps, where there is a gain in that.
     fn depthwise_3x3(_: &DepthwiseSpec) -> Option<Box<dyn Layer>> {
+        None
+    }
+
+    /// A way of its own for dense layers of few output channels, likewise.
+    fn few(_: &DenseSpec) -> Option<Box<dyn Layer>> {
         None
     }
 
