@@ -169,10 +169,6 @@ enum Way {
     Divide,
 }
 
-/// From a half, and closer to it, a product may lie on the other side of it than the quotient: where that is below 2^9 in size, as all that is
-/// not clipped, both are within 3 * 2^-24 of the true one in proportion.
-const NEAR: f32 = 0.5 - 1.0 / 8192.0;
-
 impl Grid {
     fn new(quant: Quant) -> Self {
         let scale = quant.scale();
@@ -276,10 +272,13 @@ mod x86 {
 
     use std::arch::x86_64::*;
 
-    use super::{Grid, NEAR, Vectors, Way};
+    use super::{Grid, Vectors, Way};
 
     /// Values of a step.
     const STEP: usize = 32;
+    /// From a half, and closer to it, a product may lie on the other side of it than the quotient: where that is below 2^9 in size, as all that is
+    /// not clipped, both are within 3 * 2^-24 of the true one in proportion.
+    const NEAR: f32 = 0.5 - 1.0 / 8192.0;
     /// Pixels of a step of three colours.
     const PIXELS: usize = 16;
     /// A block of a matrix: rows, columns.

@@ -98,14 +98,14 @@ struct Inputs {
 }
 
 /// The bytes of each run's last quad that have weights, where all runs' last quads in fewer steps are the faster way: a run and a byte of
-/// it each, four to a step. A step of single bytes takes about three times as long to bring together as one of a quad, beside the products.
+/// it each, four to a step. A step of single bytes takes about twice as long as one of a quad.
 fn strays(spec: &DenseSpec) -> Vec<[Option<(usize, usize)>; QUAD]> {
     let (runs, last) = (spec.runs.len(), spec.quads - 1);
     let is_used =
         |byte: usize| (0..runs).any(|run| (0..spec.channels).any(|channel| spec.weight(channel, run, last, byte) != 0));
     let used = (0..QUAD).rev().find(|&byte| is_used(byte)).map_or(1, |byte| byte + 1);
     let steps = (runs * used).div_ceil(QUAD);
-    if runs < 3 * steps {
+    if runs <= 2 * steps {
         return Vec::new();
     }
     let stray = |i: usize| (i < runs * used).then(|| (i / used, last * QUAD + i % used));

@@ -120,20 +120,25 @@ impl<S: Quads> Work for Rows<'_, S> {
         let Self { layer, memory, area } = self;
         let (grid, width) = (&layer.grid, layer.finish.width());
         for y in area.rows.clone() {
-            for x in area.columns.clone().step_by(PIXELS) {
-                let at = grid.output.at(y, x);
-                let tile = Tile {
-                    layer,
-                    input: memory.bytes.wrapping_add(grid.input.at(y, x)),
-                    output: match width {
-                        1 => memory.bytes.wrapping_add(at),
-                        _ => memory.floats.wrapping_add(at).cast(),
-                    },
-                    step: grid.output.pixel * width,
-                    pixels: (area.columns.end - x).min(PIXELS),
-                };
+            let at = grid.output.at(y, area.columns.start);
+            let mut tile = Tile {
+                layer,
+                input: memory.bytes.wrapping_add(grid.input.at(y, area.columns.start)),
+                output: match width {
+                    1 => memory.bytes.wrapping_add(at),
+                    _ => memory.floats.wrapping_add(at).cast(),
+                },
+                step: grid.output.pixel * width,
+                pixels: PIXELS,
+            };
+            let mut left = area.columns.len();
+            while left > 0 {
+                tile.pixels = left.min(PIXELS);
                 // SAFETY: the pixels are the area's.
                 unsafe { tile.run() };
+                tile.input = tile.input.wrapping_add(PIXELS * grid.input.pixel);
+                tile.output = tile.output.wrapping_add(PIXELS * tile.step);
+                left -= tile.pixels;
             }
         }
     }
@@ -155,9 +160,13 @@ impl<S: Quads> Tile<'_, S> {
     #[inline(always)]
     unsafe fn run(&self) {
         let layer = self.layer;
+        let (first, step) = (self.input, layer.grid.input.pixel);
         // Where there is no further pixel the last one is computed again.
-        let place = |pixel: usize| self.input.wrapping_add(pixel.min(self.pixels - 1) * layer.grid.input.pixel);
-        let places = [place(0), place(1), place(2), place(3)];
+        let place = |pixel: usize| first.wrapping_add(pixel.min(self.pixels - 1) * step);
+        let places = match self.pixels {
+            PIXELS => [first, first.wrapping_add(step), first.wrapping_add(2 * step), first.wrapping_add(3 * step)],
+            _ => [first, place(1), place(2), place(3)],
+        };
         // SAFETY: the bytes of every run can be read, and as many behind it as a step takes; outputs are the task's.
         unsafe {
             let mut sums = [S::lanes(layer.bias.at(0).cast()); PIXELS];
