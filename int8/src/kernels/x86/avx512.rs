@@ -700,6 +700,12 @@ impl Bytes for Taps512 {
     }
 
     #[inline(always)]
+    unsafe fn dot_held(sums: __m512i, quads: __m512i, weights: __m512i) -> __m512i {
+        // SAFETY: arithmetic only.
+        unsafe { _mm512_dpbusd_epi32(sums, quads, held(weights)) }
+    }
+
+    #[inline(always)]
     unsafe fn finish<const SLOPE: bool>(
         sums: [__m512i; 4],
         scale: *const f32,

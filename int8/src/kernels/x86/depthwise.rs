@@ -15,6 +15,8 @@ use super::{Bytes, Simd, Work};
 const PERIOD_BYTES: usize = 24 * 1024;
 /// Channels of a block of one pixel.
 const PAIR: usize = 2 * BLOCK;
+/// Taps of 3 by 3.
+const NINE: usize = 9;
 /// Bytes of the widest vector.
 const MOST_WIDTH: usize = 2 * PAIR;
 /// Weights of a pair of bytes that have the same sign add up to no more: 255 * 128 is below 2^15.
@@ -166,6 +168,8 @@ struct Packing {
     width: usize,
     /// Where the four taps of each quad are, in bytes from the pixel's first.
     offsets: Box<[[usize; QUAD]]>,
+    /// Whether they are those of nine taps, four by four.
+    is_nine: bool,
     /// `[vector][quad][4][width]`.
     weights: Packed<u8>,
     /// `[vector][4][width / 4]`, as the others.
@@ -208,6 +212,7 @@ impl Packing {
             width: B::WIDTH,
             natural: [natural(&finish.post.scale), natural(&finish.slopes)],
             offsets: quads.iter().map(|quad| quad.taps.map(|tap| taps.offsets[tap])).collect(),
+            is_nine: taps.offsets.len() == NINE && B::TAPS == QUAD && !B::SATURATES,
             weights: Packed::new(&weights),
             bias: Packed::new(&bias),
             scale: Packed::new(&scale),
@@ -276,19 +281,22 @@ impl<S: Simd, W: Bytes, P: Bytes> Depthwise<S, W, P> {
         Self { grid: *grid, channels, finish, shape, of: PhantomData }
     }
 
-    /// A row of output pixels.
+    /// Rows of output pixels.
     ///
     /// # Safety
-    /// As for [`Layer::run`]; `input` and `output` are of the first of `pixels` pixels.
-    unsafe fn row(&self, input: *const u8, output: *mut u8, pixels: usize) {
+    /// As for [`Layer::run`]; `input` and `output` are of the first of `pixels` pixels of the first of `rows` rows.
+    unsafe fn rows(&self, input: *const u8, output: *mut u8, pixels: usize, rows: usize) {
         let width = self.finish.width();
         match &self.shape {
             Layout::Line(packing, period) => {
                 let line = Line {
                     packing,
                     period: *period,
+                    rows,
                     input,
+                    input_row: self.grid.input.row,
                     output,
+                    output_row: self.grid.output.row * width,
                     bytes: pixels * self.channels,
                     finish: &self.finish,
                 };
@@ -302,8 +310,10 @@ impl<S: Simd, W: Bytes, P: Bytes> Depthwise<S, W, P> {
                 }
             }
             Layout::Pixels { whole, split } => {
-                let mut start = 0;
-                while start < self.channels {
+                let all = (0..rows).flat_map(|y| (0..self.channels).step_by(PAIR).map(move |start| (y, start)));
+                for (y, start) in all {
+                    let input = input.wrapping_add(y * self.grid.input.row);
+                    let output = output.wrapping_add(y * self.grid.output.row * width);
                     let rest = self.channels - start;
                     let is_split = rest <= BLOCK;
                     let row = Pixels {
@@ -329,7 +339,6 @@ impl<S: Simd, W: Bytes, P: Bytes> Depthwise<S, W, P> {
                             (Way::General, true) => S::enter(PixelsOf::<P, GENERAL, true>(row, PhantomData)),
                         }
                     }
-                    start += PAIR;
                 }
             }
         }
@@ -338,20 +347,18 @@ impl<S: Simd, W: Bytes, P: Bytes> Depthwise<S, W, P> {
 
 impl<S: Simd, W: Bytes, P: Bytes> Layer for Depthwise<S, W, P> {
     unsafe fn run(&self, memory: Memory, area: Area, _: &mut Scratch) {
-        let pixels = area.columns.len();
-        if pixels == 0 {
+        if area.columns.is_empty() || area.rows.is_empty() {
             return;
         }
-        for y in area.rows {
-            let input = memory.bytes.wrapping_add(self.grid.input.at(y, area.columns.start));
-            let at = self.grid.output.at(y, area.columns.start);
-            let output = match self.finish.width() {
-                1 => memory.bytes.wrapping_add(at),
-                _ => memory.floats.wrapping_add(at).cast(),
-            };
-            // SAFETY: the row is the area's.
-            unsafe { self.row(input, output, pixels) };
-        }
+        let (y, x) = (area.rows.start, area.columns.start);
+        let input = memory.bytes.wrapping_add(self.grid.input.at(y, x));
+        let at = self.grid.output.at(y, x);
+        let output = match self.finish.width() {
+            1 => memory.bytes.wrapping_add(at),
+            _ => memory.floats.wrapping_add(at).cast(),
+        };
+        // SAFETY: the rows are the area's.
+        unsafe { self.rows(input, output, area.columns.len(), area.rows.len()) };
     }
 }
 
@@ -397,13 +404,17 @@ unsafe fn finished<B: Bytes, const WAY: u8>(sums: [B::Sums; 4], constants: Const
     }
 }
 
-/// Bytes side by side.
+/// Values side by side, in rows.
 #[derive(Clone, Copy)]
 struct Line<'a> {
     packing: &'a Packing,
     period: usize,
+    rows: usize,
     input: *const u8,
+    input_row: usize,
     output: *mut u8,
+    output_row: usize,
+    /// Values of a row.
     bytes: usize,
     finish: &'a Finish,
 }
@@ -418,15 +429,10 @@ impl<B: Bytes, const WAY: u8> Work for LineOf<'_, B, WAY> {
         while at < line.bytes {
             // SAFETY: `vector` is below the period; bytes behind the line's end are slack, and are not written.
             unsafe {
-                let constants = line.packing.constants(vector);
-                let input = line.input.add(at);
-                let sums = sums::<B>(&line.packing.offsets, constants, |offset| B::load(input.add(offset)));
-                let (output, left) = (line.output.add(at * line.finish.width()), line.bytes - at);
-                if WAY == GENERAL {
-                    line.put_general::<B>(sums, vector, output, left);
+                if line.packing.is_nine {
+                    line.nine::<B, WAY>(at, vector);
                 } else {
-                    let bytes = finished::<B, WAY>(sums, constants, line.finish);
-                    if left >= B::WIDTH { B::store(bytes, output) } else { B::store_some(bytes, output, left) }
+                    line.any::<B, WAY>(at, vector);
                 }
             }
             at += B::WIDTH;
@@ -436,6 +442,77 @@ impl<B: Bytes, const WAY: u8> Work for LineOf<'_, B, WAY> {
 }
 
 impl Line<'_> {
+    /// A vector of each row, with any taps.
+    ///
+    /// # Safety
+    /// There is such a vector, and constants of it.
+    #[inline(always)]
+    unsafe fn any<B: Bytes, const WAY: u8>(&self, at: usize, vector: usize) {
+        // SAFETY: by this function's contract.
+        unsafe {
+            let constants = self.packing.constants(vector);
+            for y in 0..self.rows {
+                let input = self.input.add(y * self.input_row + at);
+                let sums = sums::<B>(&self.packing.offsets, constants, |offset| B::load(input.add(offset)));
+                self.put::<B, WAY>(sums, constants, (y, at), vector);
+            }
+        }
+    }
+
+    /// The same with nine taps, whose weights stay where they are for all rows.
+    ///
+    /// # Safety
+    /// Likewise.
+    #[inline(always)]
+    unsafe fn nine<B: Bytes, const WAY: u8>(&self, at: usize, vector: usize) {
+        let Some(offsets) = self.packing.offsets.first_chunk::<{ NINE.div_ceil(QUAD) }>() else { return };
+        // SAFETY: by this function's contract: there are three quads, of which the last has one tap.
+        unsafe {
+            let constants = self.packing.constants(vector);
+            let weight = |i: usize| B::load(constants.weights.add(i * B::WIDTH));
+            let quad = |q: usize| [weight(4 * q), weight(4 * q + 1), weight(4 * q + 2), weight(4 * q + 3)];
+            let weights = [quad(0), quad(1), quad(2)];
+            for y in 0..self.rows {
+                let input = self.input.add(y * self.input_row + at);
+                let bias = |i: usize| B::sums(constants.bias.add(i * B::WIDTH / 4));
+                let mut sums = [bias(0), bias(1), bias(2), bias(3)];
+                for (q, (offsets, weights)) in offsets.iter().zip(&weights).enumerate() {
+                    let tap = |tap: usize| if q * QUAD + tap < NINE { offsets[tap] } else { offsets[0] };
+                    let quads = B::interleave(|i| B::load(input.add(tap(i))));
+                    for (i, sums) in sums.iter_mut().enumerate() {
+                        *sums = B::dot_held(*sums, quads[i], weights[i]);
+                    }
+                }
+                self.put::<B, WAY>(sums, constants, (y, at), vector);
+            }
+        }
+    }
+
+    /// Finishes and writes the sums of a vector of row `y`.
+    ///
+    /// # Safety
+    /// Likewise; the constants are those of the vector.
+    #[inline(always)]
+    unsafe fn put<B: Bytes, const WAY: u8>(
+        &self,
+        sums: [B::Sums; 4],
+        constants: Constants,
+        (y, at): (usize, usize),
+        vector: usize,
+    ) {
+        let left = self.bytes - at;
+        // SAFETY: by this function's contract.
+        unsafe {
+            let output = self.output.add(y * self.output_row + at * self.finish.width());
+            if WAY == GENERAL {
+                self.put_general::<B>(sums, vector, output, left);
+                return;
+            }
+            let bytes = finished::<B, WAY>(sums, constants, self.finish);
+            if left >= B::WIDTH { B::store(bytes, output) } else { B::store_some(bytes, output, left) }
+        }
+    }
+
     /// Finishes and writes the first `left` sums of a vector for any finish.
     ///
     /// # Safety

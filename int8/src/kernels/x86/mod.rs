@@ -251,6 +251,8 @@ trait Bytes: Debug + Send + Sync + 'static {
     unsafe fn sums(from: *const i32) -> Self::Sums;
     /// Adds the products of each byte's taps with their weights.
     unsafe fn dot(sums: Self::Sums, taps: Self::Vector, weights: *const u8) -> Self::Sums;
+    /// The same with weights at hand.
+    unsafe fn dot_held(sums: Self::Sums, taps: Self::Vector, weights: Self::Vector) -> Self::Sums;
     /// Scales, rounds, and brings the bytes back to their order.
     unsafe fn finish<const SLOPE: bool>(
         sums: [Self::Sums; 4],

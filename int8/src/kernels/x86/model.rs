@@ -329,10 +329,13 @@ impl Bytes for Taps512 {
     #[inline(always)]
     unsafe fn dot(sums: Vector, quads: Vector, weights: *const u8) -> Vector {
         // SAFETY: 64 weights, by the contract.
-        unsafe {
-            let weights = load(weights);
-            [dpbusd(sums[0], quads[0], weights[0]), dpbusd(sums[1], quads[1], weights[1])]
-        }
+        unsafe { Self::dot_held(sums, quads, load(weights)) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_held(sums: Vector, quads: Vector, weights: Vector) -> Vector {
+        // SAFETY: arithmetic only.
+        unsafe { [dpbusd(sums[0], quads[0], weights[0]), dpbusd(sums[1], quads[1], weights[1])] }
     }
 
     #[inline(always)]
