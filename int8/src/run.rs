@@ -444,12 +444,14 @@ struct Helper<'a> {
     scratch: &'a mut Scratch,
 }
 
-impl Helper<'_> {
-    /// Parts done in this run; more than it has if the run is over.
-    fn done(&self) -> usize {
-        self.shared.done.load(Ordering::Acquire).wrapping_sub(self.run.wrapping_mul(self.shared.begun.len()))
+impl Shared {
+    /// Parts done in a run; more than it has if the run is over.
+    fn done(&self, run: usize) -> usize {
+        self.done.load(Ordering::Acquire).wrapping_sub(run.wrapping_mul(self.begun.len()))
     }
+}
 
+impl Helper<'_> {
     /// Does a part, unless somebody has begun it.
     fn try_part(&mut self, stage: usize, index: usize) -> bool {
         let Range { start, end } = self.shared.stages[stage];
@@ -458,10 +460,10 @@ impl Helper<'_> {
             return false;
         }
         let (stage, share) = (self.plan.stage(stage), (index, end - start));
+        let _ended = Ended(self.shared);
         // SAFETY: the memory belongs to the plan; the caller has seen all stages before done, and none behind, nor another run, begins
         // before this part is.
         unsafe { part(self.plan, stage, self.memory, &self.shared.doors, share, self.scratch) };
-        self.shared.done.fetch_add(1, Ordering::AcqRel);
         true
     }
 
@@ -474,7 +476,7 @@ impl Helper<'_> {
                 self.try_part(stage, index);
             }
             let mut wait = Wait::default();
-            while self.done() < parts.end {
+            while self.shared.done(self.run) < parts.end {
                 if self.shared.broken.load(Ordering::Acquire) {
                     return;
                 }
@@ -496,6 +498,39 @@ impl Wait {
     fn a_little(&mut self) {
         self.0 = self.0.saturating_add(1);
         if self.0 < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
+    }
+}
+
+/// Counts a part that is done, or that ended in a panic, which is told first.
+struct Ended<'a>(&'a Shared);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.broken.store(true, Ordering::Release);
+        }
+        self.0.done.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+/// Keeps a run that a panic has broken from ending before all threads have left the caller's floats.
+struct Closing<'a>(&'a Shared, usize);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        let Self(shared, run) = self;
+        if !shared.broken.load(Ordering::Acquire) {
+            return;
+        }
+        // What nobody has begun nobody begins any more; what somebody has begun is waited for.
+        let take = |begun: &&AtomicUsize| {
+            begun.compare_exchange(*run, run.wrapping_add(1), Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        };
+        let taken = shared.begun.iter().filter(take).count();
+        let mut wait = Wait::default();
+        while shared.done(*run) + taken < shared.begun.len() {
+            wait.a_little();
+        }
     }
 }
 
@@ -564,7 +599,9 @@ impl Team {
         }
         let run = self.shared.run.fetch_add(1, Ordering::AcqRel);
         self.unpark();
+        let closing = Closing(&self.shared, run);
         Helper { shared: &self.shared, plan, memory, run, scratch }.help(0);
+        drop(closing);
         if self.shared.broken.load(Ordering::Acquire) { Err(RunError::Thread) } else { Ok(()) }
     }
 }
@@ -581,3 +618,39 @@ impl Drop for Team {
 }
 
 const _: () = assert!(SLACK.is_multiple_of(64), "the arena's slack keeps the alignment of what follows");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broken_run_ends_when_nobody_is_within_a_part_any_more() {
+        let shared = Shared {
+            doors: Arc::new(Doors(Box::default())),
+            stages: [0..3].into(),
+            begun: (0..3).map(|_| AtomicUsize::new(0)).collect(),
+            run: AtomicUsize::new(1),
+            stop: AtomicBool::new(false),
+            done: AtomicUsize::new(0),
+            broken: AtomicBool::new(true),
+            threads: 2,
+        };
+        let (left, inside) = (AtomicBool::new(false), std::sync::Barrier::new(2));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                shared.begun[1].store(1, Ordering::Release);
+                inside.wait();
+                (0..1000).for_each(|_| std::thread::yield_now());
+                left.store(true, Ordering::Release);
+                drop(Ended(&shared));
+            });
+            inside.wait();
+            drop(Closing(&shared, 0));
+            assert!(left.load(Ordering::Acquire));
+            assert!(
+                shared.begun.iter().all(|begun| begun.load(Ordering::Acquire) == 1),
+                "nobody begins a part after it"
+            );
+        });
+    }
+}
