@@ -38,6 +38,7 @@
 //! # }
 //! ```
 
+mod edges;
 pub mod graph;
 pub mod isa;
 pub mod kernels;

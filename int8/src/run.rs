@@ -1,19 +1,21 @@
 //! Running a plan: memory, threads, the steps one after another.
 //!
-//! Invariants: a step is done, by whichever threads took its parts, before any of them begins the next; only the caller's thread touches what comes in and goes out; once made, a
-//! network allocates nothing in [`Network::run`] (the outputs' vectors excepted, the first time).
+//! Invariants: a stage is done, by whichever threads took its parts, before any of them begins the next, and all stages before
+//! [`Network::run`] returns, which holds what comes in and goes out so long; once made, a network allocates nothing there (the outputs'
+//! vectors excepted, the first time).
 
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::thread::{JoinHandle, Thread};
 use std::time::Instant;
 
+use crate::edges::{Plain, dequantise_rows, quantise_rows};
 use crate::graph::Order;
 use crate::kernels::{Area, Memory, SLACK, Scratch};
 use crate::plan::{Door, Halo, Inner, Place, Plan, Step, Work, staged_rows};
-use crate::simple::{Picture, dequantise_rows, quantise_rows};
+use crate::simple::Picture;
 
 /// A [`Plan`] with memory of its own.
 #[derive(Debug)]
@@ -24,7 +26,47 @@ pub struct Network {
     _floats: Box<[f32]>,
     memory: Memory,
     scratch: Scratch,
+    doors: Arc<Doors>,
     team: Option<Team>,
+}
+
+/// Where the caller's floats lie while a run lasts: the inputs', then the outputs'.
+#[derive(Debug)]
+struct Doors(Box<[AtomicPtr<f32>]>);
+
+impl Doors {
+    fn at(&self, door: usize) -> *mut f32 {
+        self.0[door].load(Ordering::Relaxed)
+    }
+}
+
+/// What is done together before the next begins.
+#[derive(Clone, Copy)]
+enum Stage<'a> {
+    /// An input, and which of the doors it is.
+    Take(&'a Door, usize),
+    Step(&'a Step),
+    /// An output, likewise.
+    Give(&'a Door, usize),
+}
+
+impl Inner {
+    /// All stages, in order.
+    fn stages(&self) -> impl Iterator<Item = Stage<'_>> {
+        (0..self.inputs.len() + self.steps.len() + self.outputs.len()).map(|i| self.stage(i))
+    }
+
+    fn stage(&self, index: usize) -> Stage<'_> {
+        let (inputs, steps) = (self.inputs.len(), self.steps.len());
+        if index < inputs {
+            Stage::Take(&self.inputs[index], index)
+        } else if index < inputs + steps {
+            Stage::Step(&self.steps[index - inputs])
+        } else {
+            let output = index - inputs - steps;
+            Stage::Give(&self.outputs[output], inputs + output)
+        }
+    }
 }
 
 /// A run that could not be.
@@ -60,8 +102,10 @@ impl Network {
         let mut floats = vec![0.0; inner.floats.max(1)].into_boxed_slice();
         let memory = Memory { bytes: arena.as_mut_ptr(), floats: floats.as_mut_ptr() };
         let scratch = Scratch::new(inner.scratch);
-        let team = (threads.get() > 1).then(|| Team::new(&inner, memory, threads.get()));
-        Self { plan: inner, _arena: arena, _floats: floats, memory, scratch, team }
+        let doors = inner.inputs.iter().chain(&inner.outputs).map(|_| AtomicPtr::default()).collect();
+        let doors = Arc::new(Doors(doors));
+        let team = (threads.get() > 1).then(|| Team::new(&inner, memory, &doors, threads.get()));
+        Self { plan: inner, _arena: arena, _floats: floats, memory, scratch, doors, team }
     }
 
     /// Threads that run it, the caller's included.
@@ -74,20 +118,16 @@ impl Network {
     /// # Errors
     /// [`RunError`] where a count or length is wrong; nothing was run then.
     pub fn run(&mut self, inputs: &[&[f32]], outputs: &mut Vec<Vec<f32>>) -> Result<(), RunError> {
-        if let Some(team) = &self.team {
-            team.wake();
-        }
-        self.take(inputs)?;
+        self.open(inputs, outputs)?;
         match &mut self.team {
             Some(team) => team.run(&self.plan, self.memory, &mut self.scratch)?,
             None => {
-                for step in &self.plan.steps {
-                    // SAFETY: the memory was made for this plan, and nobody else holds it.
-                    unsafe { part(&self.plan, step, self.memory, (0, 1), &mut self.scratch) };
+                for stage in self.plan.stages() {
+                    // SAFETY: the memory was made for this plan, nobody else holds it, and the doors are this run's.
+                    unsafe { part(&self.plan, stage, self.memory, &self.doors, (0, 1), &mut self.scratch) };
                 }
             }
         }
-        self.give(outputs);
         Ok(())
     }
 
@@ -105,164 +145,184 @@ impl Network {
         let layers =
             self.plan.steps.iter().map(|step| step.layer).filter(|i| *i != usize::MAX).max().map_or(0, |i| i + 1);
         times.resize(layers + 1, 0);
-        let start = Instant::now();
-        self.take(inputs)?;
-        times[layers] += start.elapsed().as_nanos() as u64;
-        for step in &self.plan.steps {
+        self.open(inputs, outputs)?;
+        for stage in self.plan.stages() {
             let start = Instant::now();
             // SAFETY: as in `run`.
-            unsafe { part(&self.plan, step, self.memory, (0, 1), &mut self.scratch) };
-            times[step.layer.min(layers)] += start.elapsed().as_nanos() as u64;
+            unsafe { part(&self.plan, stage, self.memory, &self.doors, (0, 1), &mut self.scratch) };
+            let layer = if let Stage::Step(step) = stage { step.layer.min(layers) } else { layers };
+            times[layer] += start.elapsed().as_nanos() as u64;
         }
-        let start = Instant::now();
-        self.give(outputs);
-        times[layers] += start.elapsed().as_nanos() as u64;
         Ok(())
     }
 
-    fn take(&mut self, inputs: &[&[f32]]) -> Result<(), RunError> {
-        let doors = &self.plan.inputs;
-        if inputs.len() != doors.len() {
-            return Err(RunError::Inputs { expected: doors.len(), got: inputs.len() });
+    /// Checks what comes in, makes room for what goes out, and notes where both are.
+    fn open(&mut self, inputs: &[&[f32]], outputs: &mut Vec<Vec<f32>>) -> Result<(), RunError> {
+        let ports = &self.plan.inputs;
+        if inputs.len() != ports.len() {
+            return Err(RunError::Inputs { expected: ports.len(), got: inputs.len() });
         }
-        for (door, data) in doors.iter().zip(inputs) {
+        for (door, data) in ports.iter().zip(inputs) {
             let expected = door.port.shape.len();
             if data.len() != expected {
                 return Err(RunError::Length { name: door.port.name.clone(), expected, got: data.len() });
             }
         }
-        for (door, data) in doors.iter().zip(inputs) {
-            let Place::Bytes(picture) = door.at else { continue };
-            for rows in pieces(picture) {
-                // SAFETY: the memory was made for this plan, the lengths were checked, nobody else runs.
-                unsafe { take_rows(&self.plan, self.memory, picture, rows, door.order, data, &mut self.scratch) };
-            }
+        outputs.resize_with(self.plan.outputs.len(), Vec::new);
+        for (door, output) in self.plan.outputs.iter().zip(&mut *outputs) {
+            output.resize(door.port.shape.len(), 0.0);
+        }
+        let given = outputs.iter_mut().map(|output| output.as_mut_ptr());
+        for (door, at) in self.doors.0.iter().zip(inputs.iter().map(|input| input.as_ptr().cast_mut()).chain(given)) {
+            door.store(at, Ordering::Relaxed);
         }
         Ok(())
     }
-
-    fn give(&mut self, outputs: &mut Vec<Vec<f32>>) {
-        outputs.resize_with(self.plan.outputs.len(), Vec::new);
-        for (door, output) in self.plan.outputs.iter().zip(outputs) {
-            output.resize(door.port.shape.len(), 0.0);
-            // SAFETY: the memory was made for this plan, the output has the tensor's length.
-            unsafe { give(&self.plan, self.memory, door, output, &mut self.scratch) };
-        }
-    }
 }
 
-/// The rows of an input or output that are converted together.
-fn pieces(picture: Picture) -> impl Iterator<Item = Range<usize>> {
+/// How many pieces the rows of an input or output are converted in.
+fn pieces(picture: Picture) -> usize {
+    picture.shape.height.div_ceil(staged_rows(picture.shape))
+}
+
+/// The rows of each of some pieces.
+fn rows_of(picture: Picture, pieces: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let (height, count) = (picture.shape.height, staged_rows(picture.shape));
-    (0..height).step_by(count).map(move |y| y..height.min(y + count))
+    pieces.map(move |i| i * count..height.min((i + 1) * count))
 }
 
-/// Quantises rows with the plan's instructions.
-///
-/// # Safety
-/// As [`quantise_rows`].
-unsafe fn take_rows(
-    plan: &Inner,
+/// Rows of an input or output, to be converted.
+struct Rows<'a> {
     memory: Memory,
     picture: Picture,
     rows: Range<usize>,
     order: Order,
-    data: &[f32],
-    scratch: &mut Scratch,
-) {
-    #[cfg(target_arch = "x86_64")]
-    if plan.isa != crate::isa::Isa::Scalar {
-        #[target_feature(enable = "avx2")]
-        unsafe fn with_avx2(
-            memory: Memory,
-            picture: Picture,
-            rows: Range<usize>,
-            order: Order,
-            data: &[f32],
-            scratch: &mut Scratch,
-        ) {
-            // SAFETY: the caller vouches.
-            unsafe { quantise_rows(memory, picture, rows, order, data, scratch) };
-        }
-        // SAFETY: every set but the scalar one includes AVX2; the caller vouches for the rest.
-        unsafe { with_avx2(memory, picture, rows, order, data, scratch) };
-        return;
-    }
-    let _ = plan;
-    // SAFETY: the caller vouches.
-    unsafe { quantise_rows(memory, picture, rows, order, data, scratch) };
+    scratch: &'a mut Scratch,
 }
 
-/// Writes rows of real numbers with the plan's instructions.
-///
-/// # Safety
-/// As [`dequantise_rows`].
-unsafe fn give_rows(
-    plan: &Inner,
-    memory: Memory,
-    picture: Picture,
-    rows: Range<usize>,
-    order: Order,
-    floats: *mut f32,
-    scratch: &mut Scratch,
-) {
-    #[cfg(target_arch = "x86_64")]
-    if plan.isa != crate::isa::Isa::Scalar {
-        #[target_feature(enable = "avx2")]
-        unsafe fn with_avx2(
-            memory: Memory,
-            picture: Picture,
-            rows: Range<usize>,
-            order: Order,
-            floats: *mut f32,
-            scratch: &mut Scratch,
-        ) {
-            // SAFETY: the caller vouches.
-            unsafe { dequantise_rows(memory, picture, rows, order, floats, scratch) };
-        }
-        // SAFETY: every set but the scalar one includes AVX2; the caller vouches for the rest.
-        unsafe { with_avx2(memory, picture, rows, order, floats, scratch) };
-        return;
-    }
-    let _ = plan;
-    // SAFETY: the caller vouches.
-    unsafe { dequantise_rows(memory, picture, rows, order, floats, scratch) };
-}
-
-/// Writes an output.
-///
-/// # Safety
-/// `memory` belongs to the door's plan, `output` has the tensor's length.
-unsafe fn give(plan: &Inner, memory: Memory, door: &Door, output: &mut [f32], scratch: &mut Scratch) {
-    match door.at {
-        Place::Bytes(picture) => {
-            for rows in pieces(picture) {
+impl Rows<'_> {
+    /// Quantises them with the plan's instructions.
+    ///
+    /// # Safety
+    /// As [`quantise_rows`].
+    unsafe fn take(self, plan: &Inner, data: &[f32]) {
+        let Self { memory, picture, rows, order, scratch } = self;
+        #[cfg(target_arch = "x86_64")]
+        if plan.isa != crate::isa::Isa::Scalar {
+            #[target_feature(enable = "avx2")]
+            unsafe fn with_avx2(rows: Rows<'_>, data: &[f32]) {
+                let Rows { memory, picture, rows, order, scratch } = rows;
                 // SAFETY: the caller vouches.
-                unsafe { give_rows(plan, memory, picture, rows, door.order, output.as_mut_ptr(), scratch) };
+                unsafe { quantise_rows::<crate::edges::Avx2>(memory, picture, rows, order, data, scratch) };
             }
+            // SAFETY: every set but the scalar one includes AVX2; the caller vouches for the rest.
+            unsafe { with_avx2(Self { memory, picture, rows, order, scratch }, data) };
+            return;
         }
-        Place::Floats { base, shape } => {
-            // SAFETY: the plan put the tensor there.
-            let values = unsafe { std::slice::from_raw_parts(memory.floats.add(base), shape.len()) };
-            let pixels = shape.height * shape.width;
-            if door.order == Order::ChannelsLast || pixels == 1 || shape.channels == 1 {
-                output.copy_from_slice(values);
-                return;
+        let _ = plan;
+        // SAFETY: the caller vouches.
+        unsafe { quantise_rows::<Plain>(memory, picture, rows, order, data, scratch) };
+    }
+
+    /// Writes them as real numbers with the plan's instructions.
+    ///
+    /// # Safety
+    /// As [`dequantise_rows`].
+    unsafe fn give(self, plan: &Inner, floats: *mut f32) {
+        let Self { memory, picture, rows, order, scratch } = self;
+        #[cfg(target_arch = "x86_64")]
+        if plan.isa != crate::isa::Isa::Scalar {
+            #[target_feature(enable = "avx2")]
+            unsafe fn with_avx2(rows: Rows<'_>, floats: *mut f32) {
+                let Rows { memory, picture, rows, order, scratch } = rows;
+                // SAFETY: the caller vouches.
+                unsafe { dequantise_rows::<crate::edges::Avx2>(memory, picture, rows, order, floats, scratch) };
             }
-            for (i, pixel) in values.chunks_exact(shape.channels).enumerate() {
-                for (channel, value) in pixel.iter().enumerate() {
-                    output[channel * pixels + i] = *value;
-                }
-            }
+            // SAFETY: every set but the scalar one includes AVX2; the caller vouches for the rest.
+            unsafe { with_avx2(Self { memory, picture, rows, order, scratch }, floats) };
+            return;
+        }
+        let _ = plan;
+        // SAFETY: the caller vouches.
+        unsafe { dequantise_rows::<Plain>(memory, picture, rows, order, floats, scratch) };
+    }
+}
+
+/// Writes an output that was computed in real numbers.
+///
+/// # Safety
+/// `values` lie where the plan put the tensor, `output` has room for as many.
+unsafe fn give_floats(values: *const f32, shape: crate::graph::Shape, order: Order, output: *mut f32) {
+    // SAFETY: by this function's contract.
+    let (values, output) = unsafe {
+        let values = std::slice::from_raw_parts(values, shape.len());
+        (values, std::slice::from_raw_parts_mut(output, shape.len()))
+    };
+    let pixels = shape.height * shape.width;
+    if order == Order::ChannelsLast || pixels == 1 || shape.channels == 1 {
+        output.copy_from_slice(values);
+        return;
+    }
+    for (i, pixel) in values.chunks_exact(shape.channels).enumerate() {
+        for (channel, value) in pixel.iter().enumerate() {
+            output[channel * pixels + i] = *value;
         }
     }
 }
 
-/// Does one thread's part of a step.
+/// Does one part of a stage.
 ///
 /// # Safety
-/// `memory` belongs to the plan; the other parts of this step are all that runs on it meanwhile.
-unsafe fn part(plan: &Inner, step: &Step, memory: Memory, (index, count): (usize, usize), scratch: &mut Scratch) {
+/// `memory` belongs to the plan, and the doors are as long as its ports; the other parts of this stage are all that runs on them meanwhile.
+unsafe fn part(
+    plan: &Inner,
+    stage: Stage<'_>,
+    memory: Memory,
+    doors: &Doors,
+    (index, count): (usize, usize),
+    scratch: &mut Scratch,
+) {
+    let share = |n: usize| n * index / count..n * (index + 1) / count;
+    match stage {
+        Stage::Take(Door { at: Place::Bytes(picture), order, port }, door) => {
+            // SAFETY: the lengths were checked; nobody writes an input.
+            let data = unsafe { std::slice::from_raw_parts(doors.at(door), port.shape.len()) };
+            for rows in rows_of(*picture, share(pieces(*picture))) {
+                // SAFETY: the memory was made for this plan; parts do not overlap.
+                unsafe { Rows { memory, picture: *picture, rows, order: *order, scratch }.take(plan, data) };
+            }
+        }
+        Stage::Give(Door { at: Place::Bytes(picture), order, .. }, door) => {
+            for rows in rows_of(*picture, share(pieces(*picture))) {
+                let rows = Rows { memory, picture: *picture, rows, order: *order, scratch };
+                // SAFETY: the memory was made for this plan, the output has the tensor's length; parts do not overlap.
+                unsafe { rows.give(plan, doors.at(door)) };
+            }
+        }
+        Stage::Give(Door { at: Place::Floats { base, shape }, order, .. }, door) if index == 0 => {
+            // SAFETY: likewise; the first part does it all.
+            unsafe { give_floats(memory.floats.add(*base), *shape, *order, doors.at(door)) };
+        }
+        Stage::Step(step) => {
+            // SAFETY: by this function's contract.
+            unsafe { part_of_step(plan, step, memory, (index, count), scratch) };
+        }
+        // Inputs are bytes, and other parts of floats have nothing to do.
+        Stage::Take(..) | Stage::Give(..) => {}
+    }
+}
+
+/// Does one part of a step.
+///
+/// # Safety
+/// As for [`part`].
+unsafe fn part_of_step(
+    plan: &Inner,
+    step: &Step,
+    memory: Memory,
+    (index, count): (usize, usize),
+    scratch: &mut Scratch,
+) {
     let share = |n: usize| n * index / count..n * (index + 1) / count;
     match &step.work {
         Work::Halo(halo) => {
@@ -324,14 +384,13 @@ struct Team {
 
 #[derive(Debug)]
 struct Shared {
-    /// The parts of each step, among all parts.
+    doors: Arc<Doors>,
+    /// The parts of each stage, among all parts.
     stages: Box<[Range<usize>]>,
     /// For each part, in how many runs somebody has begun it. Only grows, so that who is late cannot take anything of a later run.
     begun: Box<[AtomicUsize]>,
     /// Counts runs that have begun; workers sleep until it changes.
     run: AtomicUsize,
-    /// What `run` is about to be.
-    soon: AtomicUsize,
     stop: AtomicBool,
     /// Parts done so far, over all runs.
     done: AtomicUsize,
@@ -350,24 +409,30 @@ const PARTS: u64 = 4;
 const PATIENCE: u32 = 100;
 /// Looks before a waiting thread lets others have the processor.
 const SPINS: u32 = 4000;
-/// Looks before a thread that was woken for a run that does not begin goes to sleep again.
-const AWAKE: u32 = 3 * SPINS;
+/// What converting a value takes, in multiply-accumulates.
+const EFFORT_OF_AN_EDGE: usize = 4;
 
-/// The parts of each step, among all parts.
-fn stages(plan: &Inner, threads: usize) -> Box<[Range<usize>]> {
+/// The parts of each stage, among all parts.
+fn parts(plan: &Inner, threads: usize) -> Box<[Range<usize>]> {
     let mut first = 0;
-    let stage = |step: &Step| {
-        let most = match &step.work {
-            Work::Halo(_) => 1,
-            Work::Layer { rows, columns, .. } => *rows.max(columns),
-            Work::Simple(simple) => simple.rows(),
+    let parts = |stage: Stage<'_>| {
+        let (effort, most) = match stage {
+            Stage::Take(door, _) | Stage::Give(door, _) => match door.at {
+                Place::Bytes(picture) => ((picture.shape.len() * EFFORT_OF_AN_EDGE) as u64, pieces(picture)),
+                Place::Floats { .. } => (0, 1),
+            },
+            Stage::Step(step) => match &step.work {
+                Work::Halo(_) => (step.effort, 1),
+                Work::Layer { rows, columns, .. } => (step.effort, *rows.max(columns)),
+                Work::Simple(simple) => (step.effort, simple.rows()),
+            },
         };
-        let each = (step.effort / (PART * threads as u64)).clamp(1, PARTS) as usize;
-        let count = if step.effort < DIVIDED { 1 } else { (each * threads).min(most) };
+        let each = (effort / (PART * threads as u64)).clamp(1, PARTS) as usize;
+        let count = if effort < DIVIDED { 1 } else { (each * threads).min(most) };
         first += count;
         first - count..first
     };
-    plan.steps.iter().map(stage).collect()
+    plan.stages().map(parts).collect()
 }
 
 /// What a thread has on its way through a run.
@@ -379,40 +444,43 @@ struct Helper<'a> {
     scratch: &'a mut Scratch,
 }
 
-impl Helper<'_> {
-    /// Parts done in this run; more than it has if the run is over.
-    fn done(&self) -> usize {
-        self.shared.done.load(Ordering::Acquire).wrapping_sub(self.run.wrapping_mul(self.shared.begun.len()))
+impl Shared {
+    /// Parts done in a run; more than it has if the run is over.
+    fn done(&self, run: usize) -> usize {
+        self.done.load(Ordering::Acquire).wrapping_sub(run.wrapping_mul(self.begun.len()))
     }
+}
 
+impl Helper<'_> {
     /// Does a part, unless somebody has begun it.
-    fn try_part(&mut self, step: usize, index: usize) -> bool {
-        let Range { start, end } = self.shared.stages[step];
+    fn try_part(&mut self, stage: usize, index: usize) -> bool {
+        let Range { start, end } = self.shared.stages[stage];
         let (begun, next) = (&self.shared.begun[start + index], self.run.wrapping_add(1));
         if begun.compare_exchange(self.run, next, Ordering::AcqRel, Ordering::Relaxed).is_err() {
             return false;
         }
-        // SAFETY: the memory belongs to the plan; the caller has seen all steps before done, and none behind, nor another run, begins
+        let (stage, share) = (self.plan.stage(stage), (index, end - start));
+        let _ended = Ended(self.shared);
+        // SAFETY: the memory belongs to the plan; the caller has seen all stages before done, and none behind, nor another run, begins
         // before this part is.
-        unsafe { part(self.plan, &self.plan.steps[step], self.memory, (index, end - start), self.scratch) };
-        self.shared.done.fetch_add(1, Ordering::AcqRel);
+        unsafe { part(self.plan, stage, self.memory, &self.shared.doors, share, self.scratch) };
         true
     }
 
-    /// Goes through all steps as thread `thread`.
+    /// Goes through all stages as thread `thread`.
     fn help(mut self, thread: usize) {
         let guard = Guard(self.shared);
-        for (step, parts) in self.shared.stages.iter().enumerate() {
+        for (stage, parts) in self.shared.stages.iter().enumerate() {
             let share = |thread: usize| (parts.len() * thread).div_ceil(self.shared.threads);
             for index in share(thread)..share(thread + 1) {
-                self.try_part(step, index);
+                self.try_part(stage, index);
             }
             let mut wait = Wait::default();
-            while self.done() < parts.end {
+            while self.shared.done(self.run) < parts.end {
                 if self.shared.broken.load(Ordering::Acquire) {
                     return;
                 }
-                if wait.0 >= PATIENCE && (0..parts.len()).rev().any(|index| self.try_part(step, index)) {
+                if wait.0 >= PATIENCE && (0..parts.len()).rev().any(|index| self.try_part(stage, index)) {
                     wait = Wait::default();
                 }
                 wait.a_little();
@@ -433,6 +501,39 @@ impl Wait {
     }
 }
 
+/// Counts a part that is done, or that ended in a panic, which is told first.
+struct Ended<'a>(&'a Shared);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.broken.store(true, Ordering::Release);
+        }
+        self.0.done.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+/// Keeps a run that a panic has broken from ending before all threads have left the caller's floats.
+struct Closing<'a>(&'a Shared, usize);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        let Self(shared, run) = self;
+        if !shared.broken.load(Ordering::Acquire) {
+            return;
+        }
+        // What nobody has begun nobody begins any more; what somebody has begun is waited for.
+        let take = |begun: &&AtomicUsize| {
+            begun.compare_exchange(*run, run.wrapping_add(1), Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        };
+        let taken = shared.begun.iter().filter(take).count();
+        let mut wait = Wait::default();
+        while shared.done(*run) + taken < shared.begun.len() {
+            wait.a_little();
+        }
+    }
+}
+
 /// Lets nobody wait for a thread that panicked.
 struct Guard<'a>(&'a Shared);
 
@@ -443,14 +544,14 @@ impl Drop for Guard<'_> {
 }
 
 impl Team {
-    fn new(plan: &Arc<Inner>, memory: Memory, count: usize) -> Self {
-        let stages = stages(plan, count);
+    fn new(plan: &Arc<Inner>, memory: Memory, doors: &Arc<Doors>, count: usize) -> Self {
+        let stages = parts(plan, count);
         let parts = stages.last().map_or(0, |parts| parts.end);
         let shared = Arc::new(Shared {
+            doors: doors.clone(),
             stages,
             begun: (0..parts).map(|_| AtomicUsize::new(0)).collect(),
             run: AtomicUsize::new(0),
-            soon: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             done: AtomicUsize::new(0),
             broken: AtomicBool::new(false),
@@ -461,26 +562,19 @@ impl Team {
             let (shared, plan) = (shared.clone(), plan.clone());
             let work = move || {
                 let mut scratch = Scratch::new(plan.scratch);
-                let (mut seen, mut wait) = (0, Wait(AWAKE));
+                let mut seen = 0;
                 loop {
                     let run = shared.run.load(Ordering::Acquire);
                     if shared.stop.load(Ordering::Acquire) {
                         return;
                     }
                     if run == seen {
-                        // Woken before there is work, it looks for it for a while.
-                        if shared.soon.load(Ordering::Acquire) != seen && wait.0 < AWAKE {
-                            wait.a_little();
-                        } else {
-                            std::thread::park();
-                            wait = Wait::default();
-                        }
+                        std::thread::park();
                         continue;
                     }
                     let (run, scratch) = (run.wrapping_sub(1), &mut scratch);
                     Helper { shared: &shared, plan: &plan, memory, run, scratch }.help(index);
                     seen = run.wrapping_add(1);
-                    wait = Wait(AWAKE);
                 }
             };
             match std::thread::Builder::new().name(format!("int8-{index}")).spawn(work) {
@@ -491,12 +585,6 @@ impl Team {
         }
         let threads = workers.iter().map(|worker| worker.thread().clone()).collect();
         Self { shared, workers, threads }
-    }
-
-    /// Has the workers look for a run that is about to begin.
-    fn wake(&self) {
-        self.shared.soon.store(self.shared.run.load(Ordering::Acquire).wrapping_add(1), Ordering::Release);
-        self.unpark();
     }
 
     fn unpark(&self) {
@@ -511,7 +599,9 @@ impl Team {
         }
         let run = self.shared.run.fetch_add(1, Ordering::AcqRel);
         self.unpark();
+        let closing = Closing(&self.shared, run);
         Helper { shared: &self.shared, plan, memory, run, scratch }.help(0);
+        drop(closing);
         if self.shared.broken.load(Ordering::Acquire) { Err(RunError::Thread) } else { Ok(()) }
     }
 }
@@ -528,3 +618,39 @@ impl Drop for Team {
 }
 
 const _: () = assert!(SLACK.is_multiple_of(64), "the arena's slack keeps the alignment of what follows");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broken_run_ends_when_nobody_is_within_a_part_any_more() {
+        let shared = Shared {
+            doors: Arc::new(Doors(Box::default())),
+            stages: [0..2, 2..3].into(),
+            begun: (0..3).map(|_| AtomicUsize::new(0)).collect(),
+            run: AtomicUsize::new(1),
+            stop: AtomicBool::new(false),
+            done: AtomicUsize::new(0),
+            broken: AtomicBool::new(true),
+            threads: 2,
+        };
+        let (left, inside) = (AtomicBool::new(false), std::sync::Barrier::new(2));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                shared.begun[1].store(1, Ordering::Release);
+                inside.wait();
+                (0..1000).for_each(|_| std::thread::yield_now());
+                left.store(true, Ordering::Release);
+                drop(Ended(&shared));
+            });
+            inside.wait();
+            drop(Closing(&shared, 0));
+            assert!(left.load(Ordering::Acquire));
+            assert!(
+                shared.begun.iter().all(|begun| begun.load(Ordering::Acquire) == 1),
+                "nobody begins a part after it"
+            );
+        });
+    }
+}

@@ -7,7 +7,8 @@
 
 use std::ops::Range;
 
-use crate::graph::{Binary, DepthOrder, Order, Out, Pooling, Quant, Shape, Upsampling, Window};
+use crate::edges::{Plain, dequantise_rows};
+use crate::graph::{Binary, DepthOrder, Order, Out, Padding, Pooling, Quant, Shape, Upsampling, Window};
 use crate::isa::Isa;
 use crate::kernels::{Memory, Scratch, Store, View};
 use crate::plan::{Place, store};
@@ -191,7 +192,7 @@ impl Simple {
                 }
                 Self::Dequantise { from, base } => {
                     let floats = memory.floats.add(*base);
-                    dequantise_rows(memory, *from, rows, Order::ChannelsLast, floats, scratch);
+                    dequantise_rows::<Plain>(memory, *from, rows, Order::ChannelsLast, floats, scratch);
                 }
                 Self::MeanAbsolute { a, b, weights, base } => {
                     if !rows.is_empty() {
@@ -223,7 +224,7 @@ fn round(value: f32) -> i32 {
 
 /// The byte for a value in the output's unit, as [`Post`](crate::kernels::Post) has it.
 #[inline(always)]
-fn byte(value: f32, low: f32, high: f32, zero_point: i32) -> u8 {
+pub(crate) fn byte(value: f32, low: f32, high: f32, zero_point: i32) -> u8 {
     let value = if value > low { value } else { low };
     let value = if value < high { value } else { high };
     (round(value) + zero_point) as u8
@@ -231,18 +232,18 @@ fn byte(value: f32, low: f32, high: f32, zero_point: i32) -> u8 {
 
 /// The pixels of a row as pieces of bytes that lie together: the whole row, or one pixel each.
 #[inline(always)]
-fn pieces(pictures: &[Picture], width: usize, channels: usize) -> (usize, usize) {
+pub(crate) fn pieces(pictures: &[Picture], width: usize, channels: usize) -> (usize, usize) {
     if pictures.iter().all(Picture::gapless) { (1, width * channels) } else { (width, channels) }
 }
 
 #[inline(always)]
-unsafe fn input<'a>(memory: Memory, at: usize, count: usize) -> &'a [u8] {
+pub(crate) unsafe fn input<'a>(memory: Memory, at: usize, count: usize) -> &'a [u8] {
     // SAFETY: the caller names bytes of a planned picture that nobody writes meanwhile.
     unsafe { std::slice::from_raw_parts(memory.bytes.add(at), count) }
 }
 
 #[inline(always)]
-unsafe fn output<'a>(memory: Memory, at: usize, count: usize) -> &'a mut [u8] {
+pub(crate) unsafe fn output<'a>(memory: Memory, at: usize, count: usize) -> &'a mut [u8] {
     // SAFETY: the caller names bytes of its own output.
     unsafe { std::slice::from_raw_parts_mut(memory.bytes.add(at), count) }
 }
@@ -366,45 +367,120 @@ fn within(at: usize, kernel: usize, stride: usize, before: usize, n: usize) -> R
 /// Bytes of a vector of the narrowest set.
 const PIECE: usize = 16;
 
-/// The largest of four bytes, `channels` of them, at least [`PIECE`].
+/// The largest of `COUNT` bytes, `channels` of them, at least `N`.
 ///
 /// # Safety
 /// So many bytes can be read at each of `from` and written at `to`, which overlaps none of them.
 #[inline(always)]
-unsafe fn largest(from: [*const u8; 4], to: *mut u8, channels: usize) {
-    for at in (0..channels).step_by(PIECE) {
+unsafe fn largest<const N: usize, const COUNT: usize>(from: [*const u8; COUNT], to: *mut u8, channels: usize) {
+    let mut next = 0;
+    while next < channels {
         // The last piece begins early enough to be a whole one.
-        let at = at.min(channels - PIECE);
+        let at = next.min(channels - N);
         // SAFETY: a piece within the channels.
         unsafe {
-            let [a, b, c, d] = from.map(|from| from.add(at).cast::<[u8; PIECE]>().read_unaligned());
-            let mut most = [0; PIECE];
-            for i in 0..PIECE {
-                most[i] = a[i].max(b[i]).max(c[i].max(d[i]));
+            let pieces = from.map(|from| from.add(at).cast::<[u8; N]>().read_unaligned());
+            let mut most = pieces[0];
+            for piece in &pieces[1..] {
+                for i in 0..N {
+                    most[i] = most[i].max(piece[i]);
+                }
             }
-            to.add(at).cast::<[u8; PIECE]>().write_unaligned(most);
+            to.add(at).cast::<[u8; N]>().write_unaligned(most);
+        }
+        next += N;
+    }
+}
+
+/// As [`max_pool`] with square windows of `SIDE` by `SIDE`, which is `COUNT`; `channels` is `N` at least.
+#[inline(always)]
+unsafe fn squares<const N: usize, const SIDE: usize, const COUNT: usize>(
+    memory: Memory,
+    window: Window,
+    (from, to): (Picture, Picture),
+    channels: usize,
+    rows: Range<usize>,
+) {
+    let within = |at, axis: (usize, usize, usize)| {
+        let range = within(at, SIDE, axis.0, axis.1, axis.2);
+        // What lies beyond the border is the last within it once more, which leaves the largest what it is.
+        std::array::from_fn::<usize, SIDE, _>(|i| range.start + i.min(range.len() - 1))
+    };
+    for y in rows {
+        let lines = within(y, (window.stride.0, window.padding.top, from.shape.height));
+        for x in 0..to.shape.width {
+            let columns = within(x, (window.stride.1, window.padding.left, from.shape.width));
+            // SAFETY: pixels within the picture, and one of this step's output.
+            unsafe {
+                let pixel = |i: usize| memory.bytes.add(from.view.at(lines[i / SIDE], columns[i % SIDE])).cast_const();
+                let pixels = std::array::from_fn::<_, COUNT, _>(pixel);
+                largest::<N, COUNT>(pixels, memory.bytes.add(to.view.at(y, x)), channels);
+            }
         }
     }
+}
+
+/// As [`max_pool`] with windows of two by two that lie side by side within the picture; `channels` is `N` at least.
+#[inline(always)]
+unsafe fn halve<const N: usize>(memory: Memory, from: Picture, to: Picture, channels: usize, rows: Range<usize>) {
+    for y in rows {
+        let mut above = memory.bytes.wrapping_add(from.view.at(2 * y, 0)).cast_const();
+        let mut out = memory.bytes.wrapping_add(to.view.at(y, 0));
+        for _ in 0..to.shape.width {
+            let (step, below) = (from.view.pixel, above.wrapping_add(from.view.row));
+            let four = [above, above.wrapping_add(step), below, below.wrapping_add(step)];
+            // SAFETY: pixels within the picture, and one of this step's output.
+            unsafe { largest::<N, 4>(four, out, channels) };
+            above = above.wrapping_add(2 * step);
+            out = out.wrapping_add(to.view.pixel);
+        }
+    }
+}
+
+/// [`max_pool`] of pieces of `N` channels, where it is one of these: whether it was.
+#[inline(always)]
+unsafe fn max_pool_of<const N: usize>(
+    memory: Memory,
+    window: Window,
+    from: Picture,
+    to: Picture,
+    channels: usize,
+    rows: Range<usize>,
+) -> bool {
+    let inside = 2 * to.shape.height <= from.shape.height && 2 * to.shape.width <= from.shape.width;
+    let halves = (window.stride, window.padding) == ((2, 2), Padding::default()) && inside;
+    // SAFETY: as these functions.
+    unsafe {
+        match window.kernel {
+            (2, 2) if halves => halve::<N>(memory, from, to, channels, rows),
+            (2, 2) => squares::<N, 2, 4>(memory, window, (from, to), channels, rows),
+            (3, 3) => squares::<N, 3, 9>(memory, window, (from, to), channels, rows),
+            _ => return false,
+        }
+    }
+    true
 }
 
 #[inline(always)]
 unsafe fn max_pool(memory: Memory, window: Window, from: Picture, to: Picture, rows: Range<usize>) {
     let channels = to.shape.channels;
+    // SAFETY: as this function; a number of channels that the compiler knows makes a loop of one piece none.
+    let done = unsafe {
+        match channels {
+            PIECE => max_pool_of::<PIECE>(memory, window, from, to, PIECE, rows.clone()),
+            0..PIECE => false,
+            _ if channels.is_multiple_of(64) => max_pool_of::<64>(memory, window, from, to, channels, rows.clone()),
+            _ if channels.is_multiple_of(32) => max_pool_of::<32>(memory, window, from, to, channels, rows.clone()),
+            _ => max_pool_of::<PIECE>(memory, window, from, to, channels, rows.clone()),
+        }
+    };
+    if done {
+        return;
+    }
     for y in rows {
         let ys = within(y, window.kernel.0, window.stride.0, window.padding.top, from.shape.height);
         for x in 0..to.shape.width {
             let xs = within(x, window.kernel.1, window.stride.1, window.padding.left, from.shape.width);
-            if channels >= PIECE && (ys.len(), xs.len()) == (2, 2) {
-                // SAFETY: pixels within the picture, and one of this step's output.
-                unsafe {
-                    let pixel = |row, column| memory.bytes.add(from.view.at(row, column)).cast_const();
-                    let (above, below) = (pixel(ys.start, xs.start), pixel(ys.start + 1, xs.start));
-                    let step = from.view.pixel;
-                    let four = [above, above.add(step), below, below.add(step)];
-                    largest(four, memory.bytes.add(to.view.at(y, x)), channels);
-                }
-                continue;
-            }
             // SAFETY: a pixel of this step's output.
             let out = unsafe { output(memory, to.view.at(y, x), channels) };
             let mut first = true;
@@ -480,18 +556,46 @@ unsafe fn average_pool(
     }
 }
 
+/// Two copies of `channels` bytes, in pieces of `N` of which there are whole ones.
+///
+/// # Safety
+/// So many bytes can be read at `from` and written at either of `to`.
+#[inline(always)]
+unsafe fn copy_twice<const N: usize>(from: *const u8, to: [*mut u8; 2], channels: usize) {
+    for at in (0..channels / N).map(|i| i * N) {
+        // SAFETY: a piece within the channels.
+        unsafe {
+            let piece = from.add(at).cast::<[u8; N]>().read_unaligned();
+            to[0].add(at).cast::<[u8; N]>().write_unaligned(piece);
+            to[1].add(at).cast::<[u8; N]>().write_unaligned(piece);
+        }
+    }
+}
+
 #[inline(always)]
 unsafe fn nearest(memory: Memory, from: Picture, to: Picture, rows: Range<usize>) {
-    let channels = from.shape.channels;
+    // SAFETY: as `double`; a number of channels that the compiler knows makes a loop of one piece none.
+    unsafe {
+        match from.shape.channels {
+            8 => double::<8>(memory, from, to, 8, rows),
+            n if n.is_multiple_of(32) => double::<32>(memory, from, to, n, rows),
+            n if n.is_multiple_of(8) => double::<8>(memory, from, to, n, rows),
+            n => double::<1>(memory, from, to, n, rows),
+        }
+    }
+}
+
+/// Each pixel of the rows twice, in pieces of `N` channels.
+#[inline(always)]
+unsafe fn double<const N: usize>(memory: Memory, from: Picture, to: Picture, channels: usize, rows: Range<usize>) {
     for y in rows {
-        for x in 0..from.shape.width {
+        let mut pixel = memory.bytes.wrapping_add(from.view.at(y / 2, 0)).cast_const();
+        let mut out = memory.bytes.wrapping_add(to.view.at(y, 0));
+        for _ in 0..from.shape.width {
             // SAFETY: a pixel of the input and two of this step's output.
-            unsafe {
-                let pixel = memory.bytes.add(from.view.at(y / 2, x));
-                let first = memory.bytes.add(to.view.at(y, 2 * x));
-                std::ptr::copy_nonoverlapping(pixel, first, channels);
-                std::ptr::copy_nonoverlapping(pixel, first.add(to.view.pixel), channels);
-            }
+            unsafe { copy_twice::<N>(pixel, [out, out.wrapping_add(to.view.pixel)], channels) };
+            pixel = pixel.wrapping_add(from.view.pixel);
+            out = out.wrapping_add(2 * to.view.pixel);
         }
     }
 }
@@ -601,206 +705,38 @@ unsafe fn depth_to_space(
     }
 }
 
-/// Writes the real numbers of rows to where they belong in a whole picture of them that starts at `floats`.
-///
-/// # Safety
-/// `from` is planned into `memory`, `floats` holds its shape's count of values, the scratch the rows' bytes, nobody else touches those of `rows`.
-#[inline(always)]
-pub(crate) unsafe fn dequantise_rows(
-    memory: Memory,
-    from: Picture,
-    rows: Range<usize>,
-    order: Order,
-    floats: *mut f32,
-    scratch: &mut Scratch,
-) {
-    let Shape { height, width, channels } = from.shape;
-    let (zero, scale) = (i32::from(from.quant.zero_point()), from.quant.scale());
-    let real = |byte: u8| (i32::from(byte) - zero) as f32 * scale;
-    if order == Order::ChannelsLast || channels == 1 {
-        let (count, length) = pieces(&[from], width, channels);
-        for (y, x) in rows.flat_map(|y| (0..count).map(move |x| (y, x))) {
-            // SAFETY: a row or pixel of the picture, and its values.
-            let (bytes, out) = unsafe {
-                let out = std::slice::from_raw_parts_mut(floats.add(y * width * channels + x * length), length);
-                (input(memory, from.view.at(y, x), length), out)
-            };
-            for (out, byte) in out.iter_mut().zip(bytes) {
-                *out = real(*byte);
-            }
-        }
-        return;
-    }
-    let lines = rows.len() * width;
-    for (i, y) in rows.clone().enumerate() {
-        // SAFETY: the scratch holds the rows, see `plan::staging`; their pixels lie in the picture.
-        unsafe {
-            let row = memory.bytes.add(from.view.at(y, 0));
-            transpose((row, from.view.pixel), (scratch.as_mut_ptr().add(i * width), lines), width, channels);
-        }
-    }
-    // SAFETY: the scratch holds the rows.
-    let planes = unsafe { std::slice::from_raw_parts(scratch.as_mut_ptr(), lines * channels) };
-    for (channel, plane) in planes.chunks_exact(lines).enumerate() {
-        // SAFETY: rows of the channel's values.
-        let out = unsafe { std::slice::from_raw_parts_mut(floats.add((channel * height + rows.start) * width), lines) };
-        for (out, byte) in out.iter_mut().zip(plane) {
-            *out = real(*byte);
-        }
-    }
-}
-
-/// Writes a matrix of bytes with rows and columns exchanged, eight by eight: `to[column][row] = from[row][column]`. Each side is its first
-/// byte and the distance of its rows.
-///
-/// # Safety
-/// Both sides hold the matrix, and do not overlap.
-#[inline(always)]
-unsafe fn transpose(from: (*const u8, usize), to: (*mut u8, usize), rows: usize, columns: usize) {
-    const SIDE: usize = 8;
-    let whole = (rows - rows % SIDE, columns - columns % SIDE);
-    // SAFETY: rows and columns stay below `rows` and `columns`, squares with all of theirs.
-    unsafe {
-        let read = |row: usize, column: usize| from.0.add(row * from.1 + column);
-        let write = |row: usize, column: usize| to.0.add(column * to.1 + row);
-        for row in (0..whole.0).step_by(SIDE) {
-            for column in (0..whole.1).step_by(SIDE) {
-                let square = std::array::from_fn(|i| read(row + i, column).cast::<u64>().read_unaligned());
-                for (i, line) in exchange(square).into_iter().enumerate() {
-                    write(row, column + i).cast::<u64>().write_unaligned(line);
-                }
-            }
-        }
-        for row in 0..rows {
-            for column in if row < whole.0 { whole.1 } else { 0 }..columns {
-                *write(row, column) = *read(row, column);
-            }
-        }
-    }
-}
-
-/// Rows and columns of a square of eight by eight bytes exchanged: quarters, then quarters of quarters, then pairs.
-#[inline(always)]
-fn exchange(mut square: [u64; 8]) -> [u64; 8] {
-    for (distance, bits, mask) in
-        [(4, 32, 0x0000_0000_ffff_ffff_u64), (2, 16, 0x0000_ffff_0000_ffff), (1, 8, 0x00ff_00ff_00ff_00ff)]
-    {
-        for i in (0..8).filter(|i| i & distance == 0) {
-            let swap = ((square[i].to_le() >> bits) ^ square[i + distance].to_le()) & mask;
-            square[i] = u64::from_le(square[i].to_le() ^ (swap << bits));
-            square[i + distance] = u64::from_le(square[i + distance].to_le() ^ swap);
-        }
-    }
-    square
-}
-
-/// Quantises rows of a picture of real numbers, as ONNX's QuantizeLinear: divide, round half to even, add the zero-point, saturate.
-///
-/// # Safety
-/// `to` is planned into `memory`, `floats` holds its shape's count of values, the scratch the rows' bytes, nobody else touches `rows`.
-#[inline(always)]
-pub(crate) unsafe fn quantise_rows(
-    memory: Memory,
-    to: Picture,
-    rows: Range<usize>,
-    order: Order,
-    floats: &[f32],
-    scratch: &mut Scratch,
-) {
-    let (zero_point, scale) = (i32::from(to.quant.zero_point()), to.quant.scale());
-    let (low, high) = (-zero_point as f32, (255 - zero_point) as f32);
-    let inverse = 1.0 / scale;
-    // SAFETY: the caller vouches.
-    unsafe {
-        // To divide by a power of two or to multiply by the other one is the same, and takes half the time.
-        if is_power_of_two(scale) && is_power_of_two(inverse) {
-            write_rows(memory, to, rows, order, floats, scratch, |x| byte(x * inverse, low, high, zero_point));
-        } else {
-            write_rows(memory, to, rows, order, floats, scratch, |x| byte(x / scale, low, high, zero_point));
-        }
-    }
-}
-
-fn is_power_of_two(x: f32) -> bool {
-    x.is_normal() && x.to_bits().trailing_zeros() >= f32::MANTISSA_DIGITS - 1
-}
-
-/// Writes rows of real numbers as the bytes that `quantise` makes of them.
-///
-/// # Safety
-/// As [`quantise_rows`].
-#[inline(always)]
-unsafe fn write_rows(
-    memory: Memory,
-    to: Picture,
-    rows: Range<usize>,
-    order: Order,
-    floats: &[f32],
-    scratch: &mut Scratch,
-    quantise: impl Fn(f32) -> u8,
-) {
-    let Shape { height, width, channels } = to.shape;
-    if order == Order::ChannelsLast || channels == 1 {
-        for y in rows {
-            let row = &floats[y * width * channels..][..width * channels];
-            // SAFETY: inputs are whole tensors, so a row is gapless.
-            let out = unsafe { output(memory, to.view.at(y, 0), width * channels) };
-            for (out, x) in out.iter_mut().zip(row) {
-                *out = quantise(*x);
-            }
-        }
-        return;
-    }
-    let lines = rows.len() * width;
-    // SAFETY: the scratch holds the rows, see `plan::staging`.
-    let planes = unsafe { std::slice::from_raw_parts_mut(scratch.as_mut_ptr(), lines * channels) };
-    for (channel, plane) in planes.chunks_exact_mut(lines).enumerate() {
-        for (out, x) in plane.iter_mut().zip(&floats[(channel * height + rows.start) * width..]) {
-            *out = quantise(*x);
-        }
-    }
-    for (i, y) in rows.enumerate() {
-        // SAFETY: as above.
-        let out = unsafe { output(memory, to.view.at(y, 0), width * channels) };
-        if channels == 3 {
-            let [red, green, blue] = std::array::from_fn(|channel| &planes[channel * lines + i * width..][..width]);
-            for (((out, r), g), b) in out.chunks_exact_mut(3).zip(red).zip(green).zip(blue) {
-                (out[0], out[1], out[2]) = (*r, *g, *b);
-            }
-            continue;
-        }
-        // SAFETY: both hold the row.
-        unsafe { transpose((planes[i * width..].as_ptr(), lines), (out.as_mut_ptr(), channels), channels, width) };
-    }
-}
-
-/// Sixteen running sums, so that every instruction set adds in the same order.
+/// Sixteen running sums, so that every instruction set adds in the same order: over a row's values where they lie side by side and have
+/// one weight or a weight each, else over a pixel's.
 #[inline(always)]
 unsafe fn mean_absolute(memory: Memory, a: Picture, b: Option<Picture>, weights: &[f32]) -> f32 {
     const LANES: usize = 16;
     let Shape { height, width, channels } = a.shape;
     let grid = |picture: Picture| (i32::from(picture.quant.zero_point()), picture.quant.scale());
     let ((za, sa), (zb, sb)) = (grid(a), b.map_or((0, 0.0), grid));
+    let difference = |p: u8, q: u8| ((i32::from(p) - za) as f32 * sa - (i32::from(q) - zb) as f32 * sb).abs();
+    let side_by_side = a.gapless() && b.is_none_or(|b| b.gapless()) && (weights.is_empty() || channels == 1);
+    let (count, length) = if side_by_side { (1, width * channels) } else { (width, channels) };
     let mut total = 0.0_f64;
     for y in 0..height {
         let mut sums = [0.0_f32; LANES];
-        for x in 0..width {
-            let weight = weights.get(y * width + x).copied().unwrap_or(1.0);
-            // SAFETY: a pixel of either picture; without a second one the first stands in, times 0.
+        for x in 0..count {
+            // SAFETY: a row or a pixel of either picture; without a second one the first stands in, times 0.
             let (p, q) = unsafe {
-                let p = input(memory, a.view.at(y, x), channels);
-                (p, b.map_or(p, |b| input(memory, b.view.at(y, x), channels)))
+                let p = input(memory, a.view.at(y, x), length);
+                (p, b.map_or(p, |b| input(memory, b.view.at(y, x), length)))
             };
-            let difference =
-                |p: u8, q: u8| ((i32::from(p) - za) as f32 * sa - (i32::from(q) - zb) as f32 * sb).abs() * weight;
-            let (heads, tails) = (p.chunks_exact(LANES), p.chunks_exact(LANES).remainder());
-            for (p, q) in heads.zip(q.chunks_exact(LANES)) {
-                for (sum, (p, q)) in sums.iter_mut().zip(p.iter().zip(q)) {
-                    *sum += difference(*p, *q);
+            let each = if side_by_side { weights.get(y * width..).unwrap_or(&[]) } else { &[] };
+            let one = if side_by_side { 1.0 } else { weights.get(y * width + x).copied().unwrap_or(1.0) };
+            let whole = length - length % LANES;
+            let pairs = p.as_chunks::<LANES>().0.iter().zip(q.as_chunks::<LANES>().0);
+            for (chunk, (p, q)) in pairs.enumerate() {
+                let weights = each.as_chunks::<LANES>().0.get(chunk).copied().unwrap_or([one; LANES]);
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    *sum += difference(p[i], q[i]) * weights[i];
                 }
             }
-            for (sum, (p, q)) in sums.iter_mut().zip(tails.iter().zip(&q[channels - tails.len()..])) {
-                *sum += difference(*p, *q);
+            for (i, sum) in (whole..length).zip(&mut sums) {
+                *sum += difference(p[i], q[i]) * each.get(i).copied().unwrap_or(one);
             }
         }
         total += sums.iter().map(|sum| f64::from(*sum)).sum::<f64>();
@@ -851,38 +787,13 @@ mod tests {
     }
 
     #[test]
-    fn rows_and_columns_are_exchanged() {
-        for (rows, columns) in [(8, 8), (16, 24), (7, 9), (1, 20), (20, 1), (13, 17)] {
-            let from: Vec<u8> = (0..rows * columns).map(|i| (i * 7 % 251) as u8).collect();
-            let mut to = vec![0; rows * columns];
-            // SAFETY: both hold the matrix.
-            unsafe { transpose((from.as_ptr(), columns), (to.as_mut_ptr(), rows), rows, columns) };
-            for i in 0..rows * columns {
-                assert_eq!(to[i % columns * rows + i / columns], from[i], "{rows} x {columns}");
-            }
-        }
-    }
-
-    #[test]
-    fn multiplying_by_one_over_a_power_of_two_is_dividing() {
-        for exponent in -126..=126 {
-            let scale = 2.0_f32.powi(exponent);
-            assert!(is_power_of_two(scale) && is_power_of_two(1.0 / scale));
-            for x in (0..=u32::MAX).step_by(0x10_3217).map(f32::from_bits).filter(|x| !x.is_nan()) {
-                assert_eq!((x * (1.0 / scale)).to_bits(), (x / scale).to_bits(), "{x} by {scale}");
-            }
-        }
-        assert!(![0.0, 0.75, 1.0 / 255.0, 1e-40, f32::INFINITY].into_iter().any(is_power_of_two));
-    }
-
-    #[test]
     fn the_largest_of_four_is_that_of_each_channel() {
         for channels in [16, 17, 24, 31, 32, 40, 64] {
             let from: [Vec<u8>; 4] =
                 std::array::from_fn(|i| (0..channels).map(|c| ((c * 37 + i * 101) * 73 % 251) as u8).collect());
             let mut to = vec![0; channels];
             // SAFETY: all of them have so many bytes.
-            unsafe { largest(std::array::from_fn(|i| from[i].as_ptr()), to.as_mut_ptr(), channels) };
+            unsafe { largest::<PIECE, 4>(std::array::from_fn(|i| from[i].as_ptr()), to.as_mut_ptr(), channels) };
             let expected: Vec<u8> = (0..channels).map(|c| from.iter().map(|from| from[c]).max().unwrap_or(0)).collect();
             assert_eq!(to, expected);
         }

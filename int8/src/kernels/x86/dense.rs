@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 
 use super::super::{Area, BLOCK, DenseSpec, Grid, Layer, Memory, QUAD, Scratch, Tap};
 use super::finish::{self, Finish, GENERAL, PLAIN, SLOPE, Way};
-use super::memory::Packed;
+use super::memory::{Packed, apart};
 use super::strips::Strips;
 use super::{Diet, Lanes, Simd, Work, pairs};
 
@@ -14,6 +14,9 @@ const PIXELS: usize = 12;
 
 /// Channels that are computed together where they pair alike.
 const DOUBLE: usize = 2 * BLOCK;
+
+/// Steps that are few for the sums of 64 channels.
+pub(super) const FEW_STEPS: usize = 16;
 
 /// Most channels of a block.
 const MOST_LANES: usize = 4 * BLOCK;
@@ -49,7 +52,7 @@ impl Pairing {
 pub(super) struct Dense<S, W, H, D = W, Q = W> {
     grid: Grid,
     strips: Strips,
-    /// Bytes of input that one run takes.
+    /// Bytes of input that one run takes, beside what [`Inputs::strays`] takes.
     length: usize,
     /// Blocks of 64 channels, where `Q` is of so many.
     quadruple: Packing,
@@ -90,6 +93,23 @@ struct Inputs {
     windows: Vec<(usize, u32)>,
     /// Likewise places far from one another, and which bytes of a step each has.
     joints: Vec<[(isize, u32); pairs::TERMS]>,
+    /// By [`Diet::Quads`] single bytes from anywhere, behind the runs; the fourth has a weight or none.
+    strays: Vec<([usize; QUAD], bool)>,
+}
+
+/// The bytes of each run's last quad that have weights, where all runs' last quads in fewer steps are the faster way: a run and a byte of
+/// it each, four to a step. A step of single bytes takes about twice as long as one of a quad.
+fn strays(spec: &DenseSpec) -> Vec<[Option<(usize, usize)>; QUAD]> {
+    let (runs, last) = (spec.runs.len(), spec.quads - 1);
+    let is_used =
+        |byte: usize| (0..runs).any(|run| (0..spec.channels).any(|channel| spec.weight(channel, run, last, byte) != 0));
+    let used = (0..QUAD).rev().find(|&byte| is_used(byte)).map_or(1, |byte| byte + 1);
+    let steps = (runs * used).div_ceil(QUAD);
+    if runs <= 2 * steps {
+        return Vec::new();
+    }
+    let stray = |i: usize| (i < runs * used).then(|| (i / used, last * QUAD + i % used));
+    (0..steps).map(|step| std::array::from_fn(|i| stray(step * QUAD + i))).collect()
 }
 
 impl Inputs {
@@ -140,7 +160,9 @@ impl Packing {
                 inputs.push(Inputs::of_pairs(spec, &steps));
                 continue;
             }
-            for (run, quad) in (0..spec.runs.len()).flat_map(|run| (0..spec.quads).map(move |quad| (run, quad))) {
+            let strays = if L::DIET == Diet::Quads { strays(spec) } else { Vec::new() };
+            let quads = spec.quads - usize::from(!strays.is_empty());
+            for (run, quad) in (0..spec.runs.len()).flat_map(|run| (0..quads).map(move |quad| (run, quad))) {
                 let quad =
                     |channel| -> [i8; QUAD] { std::array::from_fn(|byte| spec.weight(channel, run, quad, byte)) };
                 if L::DIET == Diet::Quads {
@@ -152,11 +174,21 @@ impl Packing {
                         .extend([0, 2].into_iter().flat_map(halves).flat_map(|weight| i16::from(weight).to_le_bytes()));
                 }
             }
+            for (stray, channel) in strays.iter().flat_map(|stray| lanes().map(move |channel| (stray, channel))) {
+                let weight = |(run, byte): (usize, usize)| spec.weight(channel, run, byte / QUAD, byte % QUAD) as u8;
+                weights.extend(stray.map(|byte| byte.map_or(0, weight)));
+            }
             let start = |run: &Tap| match L::DIET {
                 Diet::Wide => strips.widened_run(run.row, run.offset),
                 _ => run.row * spec.tap_row + run.offset,
             };
-            inputs.push(Inputs { starts: spec.runs.iter().map(start).collect(), ..Inputs::default() });
+            // What there is not has no weight, wherever it is read.
+            let place = |stray: Option<(usize, usize)>| stray.map_or(0, |(run, byte)| start(&spec.runs[run]) + byte);
+            inputs.push(Inputs {
+                starts: spec.runs.iter().map(start).collect(),
+                strays: strays.iter().map(|stray| (stray.map(place), stray[3].is_some())).collect(),
+                ..Inputs::default()
+            });
         }
         let bias: Vec<_> = order().map(|channel| spec.post.bias[channel]).collect();
         let scale: Vec<_> = order().map(|channel| spec.post.scale[channel]).collect();
@@ -187,9 +219,10 @@ impl<S: Simd, W: Lanes, H: Lanes, D: Lanes, Q: Lanes> Dense<S, W, H, D, Q> {
         let half = if rest <= 8 { rest } else { 0 };
         let whole = spec.channels - quadruples - doubles - half;
         let finish = Finish::new(spec.post.clone());
+        let joined = W::DIET == Diet::Quads && !self::strays(&spec).is_empty();
         Self {
             grid: spec.grid,
-            length: spec.quads * QUAD * if Self::WIDEN { 2 } else { 1 },
+            length: (spec.quads - usize::from(joined)) * QUAD * if Self::WIDEN { 2 } else { 1 },
             quadruple: Packing::new::<Q>(&spec, &strips, &finish, 0, quadruples),
             double: Packing::new::<D>(&spec, &strips, &finish, quadruples, doubles),
             whole: Packing::new::<W>(&spec, &strips, &finish, quadruples + doubles, whole),
@@ -394,16 +427,6 @@ impl Block<'_> {
     }
 }
 
-/// The same address, of which the compiler does not know how it was made. It would keep an address for each pixel, in memory for lack of
-/// registers, where all of them are few steps from one.
-#[inline(always)]
-#[expect(clippy::pointers_in_nomem_asm_block, reason = "the pointer passes through, nothing is read by it")]
-fn apart(mut address: *const u8) -> *const u8 {
-    // SAFETY: does nothing.
-    unsafe { std::arch::asm!("/* {} */", inout(reg) address, options(pure, nomem, nostack, preserves_flags)) };
-    address
-}
-
 /// Tiles side by side, in each line.
 struct Tiles<'a, L, const PIXELS: usize, const WAY: u8>(Block<'a>, usize, PhantomData<L>);
 
@@ -472,6 +495,20 @@ impl Block<'_> {
                 });
             }
         }
+        if L::DIET == Diet::Quads {
+            for &(stray, has_fourth) in &self.inputs.strays {
+                macro_rules! byte {
+                    ($first:ident, $i:literal) => {
+                        i32::from($first.wrapping_add(stray[$i]).read()) << (8 * $i)
+                    };
+                }
+                if has_fourth {
+                    step!(0, first => L::quad(byte!(first, 0) | byte!(first, 1) | (byte!(first, 2) | byte!(first, 3))));
+                } else {
+                    step!(0, first => L::quad(byte!(first, 0) | byte!(first, 1) | byte!(first, 2)));
+                }
+            }
+        }
         // SAFETY: the pixels' outputs exist and are this task's.
         unsafe {
             match self.finish.bounds.natural {
@@ -492,14 +529,50 @@ impl Block<'_> {
     ) {
         // Written out: in a loop that is not unrolled the sums would have to lie in memory, from the first product on.
         macro_rules! put {
-            ($($pixel:literal)*) => {
-                $(if $pixel < PIXELS {
-                    // SAFETY: the pixel's outputs exist and are this task's.
-                    unsafe { self.put::<L, WAY, NATURAL>(sums[$pixel], self.lines.output.add($pixel * self.lines.output_step)) };
-                })*
+            ($($first:literal $second:literal $third:literal $fourth:literal)*) => {
+                $(
+                    // SAFETY: the pixels' outputs exist and are this task's.
+                    unsafe {
+                        let output = self.lines.output.wrapping_add($first * self.lines.output_step);
+                        if $fourth < PIXELS && WAY != GENERAL {
+                            let four = [sums[$first], sums[$second], sums[$third], sums[$fourth]];
+                            self.put_four::<L, WAY, NATURAL>(four, output);
+                        } else {
+                            put!(one output $first 0 $first);
+                            put!(one output $first 1 $second);
+                            put!(one output $first 2 $third);
+                            put!(one output $first 3 $fourth);
+                        }
+                    }
+                )*
+            };
+            (one $output:ident $first:literal $behind:literal $pixel:literal) => {
+                if $pixel < PIXELS {
+                    self.put::<L, WAY, NATURAL>(sums[$pixel], $output.add($behind * self.lines.output_step));
+                }
             };
         }
-        put!(0 1 2 3 4 5 6 7 8 9 10 11);
+        put!(0 1 2 3  4 5 6 7  8 9 10 11);
+    }
+
+    /// Finishes and writes four pixels.
+    ///
+    /// # Safety
+    /// `output` is where the block's outputs of the first go; `WAY` is not [`GENERAL`].
+    #[inline(always)]
+    unsafe fn put_four<L: Lanes, const WAY: u8, const NATURAL: bool>(&self, sums: [L::Sums; 4], output: *mut u8) {
+        let mut rounded = sums;
+        // SAFETY: as for [`Block::put`].
+        unsafe {
+            for (rounded, sums) in rounded.iter_mut().zip(sums) {
+                *rounded = match WAY {
+                    SLOPE => L::round::<true>(sums, self.scale, self.slope),
+                    _ => L::round::<false>(sums, self.scale, self.slope),
+                };
+            }
+            let step = self.lines.output_step;
+            L::store_four::<NATURAL>(rounded, &self.finish.bounds, output, step, self.channels);
+        }
     }
 
     /// Finishes and writes one pixel.

@@ -1,11 +1,11 @@
 //! Depthwise convolution: a channel in each byte, four taps interleaved into a quad, or two as 16-bit integers.
 //!
-//! Where input and output are whole tensors and the columns follow one another, a row is one long line of bytes with
+//! Where input and output are whole tensors and the columns follow one another, a row is one long line of values with
 //! weights that repeat; any number of channels fills the vectors then. Otherwise a vector holds 32 channels of a pixel, or 16 of two.
 
 use std::marker::PhantomData;
 
-use super::super::{Area, BLOCK, DenseSpec, DepthwiseSpec, Grid, Layer, Memory, Post, QUAD, Scratch, Store};
+use super::super::{Area, BLOCK, DenseSpec, DepthwiseSpec, Grid, Layer, Memory, Post, QUAD, Scratch};
 use super::finish::{self, Finish, GENERAL, PLAIN, SLOPE, Way};
 use super::memory::Packed;
 use super::pairs::is_safe;
@@ -15,6 +15,10 @@ use super::{Bytes, Simd, Work};
 const PERIOD_BYTES: usize = 24 * 1024;
 /// Channels of a block of one pixel.
 const PAIR: usize = 2 * BLOCK;
+/// Taps of 3 by 3.
+const NINE: usize = 9;
+/// Bytes of the widest vector.
+const MOST_WIDTH: usize = 2 * PAIR;
 /// Weights of a pair of bytes that have the same sign add up to no more: 255 * 128 is below 2^15.
 const SAFE: i32 = 128;
 
@@ -51,10 +55,10 @@ impl Taps {
         Self { offsets: taps.clone().map(offset).collect(), weights: taps.map(weights).collect() }
     }
 
-    /// A dense layer from one channel to one is a depthwise one. Only where its rows are lines of bytes is that the faster way.
+    /// A dense layer from one channel to one is a depthwise one. Only where its rows are lines is that the faster way.
     pub(super) fn of_single_channel(spec: &DenseSpec) -> Option<Self> {
         let (input, output) = (spec.grid.input.pixel, spec.grid.output.pixel);
-        if spec.channels != 1 || input != 1 || output != 1 || !matches!(spec.post.store, Store::U8 { .. }) {
+        if spec.channels != 1 || input != 1 || output != 1 {
             return None;
         }
         let all = (0..spec.runs.len()).flat_map(|run| (0..spec.quads * QUAD).map(move |byte| (run, byte)));
@@ -164,12 +168,16 @@ struct Packing {
     width: usize,
     /// Where the four taps of each quad are, in bytes from the pixel's first.
     offsets: Box<[[usize; QUAD]]>,
+    /// Whether they are those of nine taps, four by four.
+    is_nine: bool,
     /// `[vector][quad][4][width]`.
     weights: Packed<u8>,
     /// `[vector][4][width / 4]`, as the others.
     bias: Packed<i32>,
     scale: Packed<f32>,
     slope: Packed<f32>,
+    /// Scales and slopes in the order of the bytes: `[vector][width]`.
+    natural: [Packed<f32>; 2],
 }
 
 impl Packing {
@@ -196,9 +204,15 @@ impl Packing {
         let scale: Vec<_> =
             order().map(|byte| channel(byte).map_or(0.0, |channel| finish.post.scale[channel])).collect();
         let slope: Vec<_> = order().map(|byte| channel(byte).map_or(1.0, |channel| finish.slopes[channel])).collect();
+        let natural = |values: &[f32]| {
+            let bytes = (0..vectors * B::WIDTH).map(|byte| channel(byte).map_or(0.0, |channel| values[channel]));
+            Packed::new(&bytes.collect::<Vec<_>>())
+        };
         Self {
             width: B::WIDTH,
+            natural: [natural(&finish.post.scale), natural(&finish.slopes)],
             offsets: quads.iter().map(|quad| quad.taps.map(|tap| taps.offsets[tap])).collect(),
+            is_nine: taps.offsets.len() == NINE && B::TAPS == QUAD && !B::SATURATES,
             weights: Packed::new(&weights),
             bias: Packed::new(&bias),
             scale: Packed::new(&scale),
@@ -250,7 +264,7 @@ impl<S: Simd, W: Bytes, P: Bytes> Depthwise<S, W, P> {
         let finish = Finish::new(post);
         let period = channels / greatest_common_divisor(channels, W::WIDTH);
         let bytes = period * W::WIDTH * (12 + taps.steps::<W>().len() * 4);
-        let in_line = grid.input.pixel == channels && grid.output.pixel == channels && finish.way != Way::General;
+        let in_line = grid.input.pixel == channels && grid.output.pixel == channels;
         let shape = if in_line && bytes <= PERIOD_BYTES {
             Layout::Line(Packing::new::<W>(&taps, &finish, period, |byte| Some(byte % channels)), period)
         } else {
@@ -267,33 +281,39 @@ impl<S: Simd, W: Bytes, P: Bytes> Depthwise<S, W, P> {
         Self { grid: *grid, channels, finish, shape, of: PhantomData }
     }
 
-    /// A row of output pixels.
+    /// Rows of output pixels.
     ///
     /// # Safety
-    /// As for [`Layer::run`]; `input` and `output` are of the first of `pixels` pixels.
-    unsafe fn row(&self, input: *const u8, output: *mut u8, pixels: usize) {
+    /// As for [`Layer::run`]; `input` and `output` are of the first of `pixels` pixels of the first of `rows` rows.
+    unsafe fn rows(&self, input: *const u8, output: *mut u8, pixels: usize, rows: usize) {
         let width = self.finish.width();
         match &self.shape {
             Layout::Line(packing, period) => {
                 let line = Line {
                     packing,
                     period: *period,
+                    rows,
                     input,
+                    input_row: self.grid.input.row,
                     output,
+                    output_row: self.grid.output.row * width,
                     bytes: pixels * self.channels,
                     finish: &self.finish,
                 };
-                // SAFETY: by this function's contract; a line never has a general finish.
+                // SAFETY: by this function's contract.
                 unsafe {
                     match self.finish.way {
                         Way::Slope => S::enter(LineOf::<W, SLOPE>(line, PhantomData)),
-                        _ => S::enter(LineOf::<W, PLAIN>(line, PhantomData)),
+                        Way::Plain => S::enter(LineOf::<W, PLAIN>(line, PhantomData)),
+                        Way::General => S::enter(LineOf::<W, GENERAL>(line, PhantomData)),
                     }
                 }
             }
             Layout::Pixels { whole, split } => {
-                let mut start = 0;
-                while start < self.channels {
+                let all = (0..rows).flat_map(|y| (0..self.channels).step_by(PAIR).map(move |start| (y, start)));
+                for (y, start) in all {
+                    let input = input.wrapping_add(y * self.grid.input.row);
+                    let output = output.wrapping_add(y * self.grid.output.row * width);
                     let rest = self.channels - start;
                     let is_split = rest <= BLOCK;
                     let row = Pixels {
@@ -319,7 +339,6 @@ impl<S: Simd, W: Bytes, P: Bytes> Depthwise<S, W, P> {
                             (Way::General, true) => S::enter(PixelsOf::<P, GENERAL, true>(row, PhantomData)),
                         }
                     }
-                    start += PAIR;
                 }
             }
         }
@@ -328,20 +347,18 @@ impl<S: Simd, W: Bytes, P: Bytes> Depthwise<S, W, P> {
 
 impl<S: Simd, W: Bytes, P: Bytes> Layer for Depthwise<S, W, P> {
     unsafe fn run(&self, memory: Memory, area: Area, _: &mut Scratch) {
-        let pixels = area.columns.len();
-        if pixels == 0 {
+        if area.columns.is_empty() || area.rows.is_empty() {
             return;
         }
-        for y in area.rows {
-            let input = memory.bytes.wrapping_add(self.grid.input.at(y, area.columns.start));
-            let at = self.grid.output.at(y, area.columns.start);
-            let output = match self.finish.width() {
-                1 => memory.bytes.wrapping_add(at),
-                _ => memory.floats.wrapping_add(at).cast(),
-            };
-            // SAFETY: the row is the area's.
-            unsafe { self.row(input, output, pixels) };
-        }
+        let (y, x) = (area.rows.start, area.columns.start);
+        let input = memory.bytes.wrapping_add(self.grid.input.at(y, x));
+        let at = self.grid.output.at(y, x);
+        let output = match self.finish.width() {
+            1 => memory.bytes.wrapping_add(at),
+            _ => memory.floats.wrapping_add(at).cast(),
+        };
+        // SAFETY: the rows are the area's.
+        unsafe { self.rows(input, output, area.columns.len(), area.rows.len()) };
     }
 }
 
@@ -387,13 +404,17 @@ unsafe fn finished<B: Bytes, const WAY: u8>(sums: [B::Sums; 4], constants: Const
     }
 }
 
-/// Bytes side by side.
+/// Values side by side, in rows.
 #[derive(Clone, Copy)]
 struct Line<'a> {
     packing: &'a Packing,
     period: usize,
+    rows: usize,
     input: *const u8,
+    input_row: usize,
     output: *mut u8,
+    output_row: usize,
+    /// Values of a row.
     bytes: usize,
     finish: &'a Finish,
 }
@@ -408,15 +429,107 @@ impl<B: Bytes, const WAY: u8> Work for LineOf<'_, B, WAY> {
         while at < line.bytes {
             // SAFETY: `vector` is below the period; bytes behind the line's end are slack, and are not written.
             unsafe {
-                let constants = line.packing.constants(vector);
-                let input = line.input.add(at);
-                let sums = sums::<B>(&line.packing.offsets, constants, |offset| B::load(input.add(offset)));
-                let bytes = finished::<B, WAY>(sums, constants, line.finish);
-                let (output, left) = (line.output.add(at), line.bytes - at);
-                if left >= B::WIDTH { B::store(bytes, output) } else { B::store_some(bytes, output, left) }
+                if line.packing.is_nine {
+                    line.nine::<B, WAY>(at, vector);
+                } else {
+                    line.any::<B, WAY>(at, vector);
+                }
             }
             at += B::WIDTH;
             vector = if vector + 1 == line.period { 0 } else { vector + 1 };
+        }
+    }
+}
+
+impl Line<'_> {
+    /// A vector of each row, with any taps.
+    ///
+    /// # Safety
+    /// There is such a vector, and constants of it.
+    #[inline(always)]
+    unsafe fn any<B: Bytes, const WAY: u8>(&self, at: usize, vector: usize) {
+        // SAFETY: by this function's contract.
+        unsafe {
+            let constants = self.packing.constants(vector);
+            for y in 0..self.rows {
+                let input = self.input.add(y * self.input_row + at);
+                let sums = sums::<B>(&self.packing.offsets, constants, |offset| B::load(input.add(offset)));
+                self.put::<B, WAY>(sums, constants, (y, at), vector);
+            }
+        }
+    }
+
+    /// The same with nine taps, whose weights stay where they are for all rows.
+    ///
+    /// # Safety
+    /// Likewise.
+    #[inline(always)]
+    unsafe fn nine<B: Bytes, const WAY: u8>(&self, at: usize, vector: usize) {
+        let Some(offsets) = self.packing.offsets.first_chunk::<{ NINE.div_ceil(QUAD) }>() else { return };
+        // SAFETY: by this function's contract: there are three quads, of which the last has one tap.
+        unsafe {
+            let constants = self.packing.constants(vector);
+            let weight = |i: usize| B::load(constants.weights.add(i * B::WIDTH));
+            let quad = |q: usize| [weight(4 * q), weight(4 * q + 1), weight(4 * q + 2), weight(4 * q + 3)];
+            let weights = [quad(0), quad(1), quad(2)];
+            for y in 0..self.rows {
+                let input = self.input.add(y * self.input_row + at);
+                let bias = |i: usize| B::sums(constants.bias.add(i * B::WIDTH / 4));
+                let mut sums = [bias(0), bias(1), bias(2), bias(3)];
+                for (q, (offsets, weights)) in offsets.iter().zip(&weights).enumerate() {
+                    let tap = |tap: usize| if q * QUAD + tap < NINE { offsets[tap] } else { offsets[0] };
+                    let quads = B::interleave(|i| B::load(input.add(tap(i))));
+                    for (i, sums) in sums.iter_mut().enumerate() {
+                        *sums = B::dot_held(*sums, quads[i], weights[i]);
+                    }
+                }
+                self.put::<B, WAY>(sums, constants, (y, at), vector);
+            }
+        }
+    }
+
+    /// Finishes and writes the sums of a vector of row `y`.
+    ///
+    /// # Safety
+    /// Likewise; the constants are those of the vector.
+    #[inline(always)]
+    unsafe fn put<B: Bytes, const WAY: u8>(
+        &self,
+        sums: [B::Sums; 4],
+        constants: Constants,
+        (y, at): (usize, usize),
+        vector: usize,
+    ) {
+        let left = self.bytes - at;
+        // SAFETY: by this function's contract.
+        unsafe {
+            let output = self.output.add(y * self.output_row + at * self.finish.width());
+            if WAY == GENERAL {
+                self.put_general::<B>(sums, vector, output, left);
+                return;
+            }
+            let bytes = finished::<B, WAY>(sums, constants, self.finish);
+            if left >= B::WIDTH { B::store(bytes, output) } else { B::store_some(bytes, output, left) }
+        }
+    }
+
+    /// Finishes and writes the first `left` sums of a vector for any finish.
+    ///
+    /// # Safety
+    /// There is such a vector of constants; the outputs are the line's.
+    #[inline(always)]
+    unsafe fn put_general<B: Bytes>(&self, sums: [B::Sums; 4], vector: usize, output: *mut u8, left: usize) {
+        let mut spilled = [0i32; MOST_WIDTH];
+        // SAFETY: as many sums and constants as a vector has bytes, a whole number of blocks; outputs as by this function's contract.
+        unsafe {
+            B::spill(sums, spilled.as_mut_ptr());
+            for part in (0..B::WIDTH.min(left)).step_by(BLOCK) {
+                let at = vector * B::WIDTH + part;
+                let (scale, slope) = (self.packing.natural[0].at(at), self.packing.natural[1].at(at));
+                let values = finish::general(&self.finish.post, spilled.as_ptr().add(part), scale, slope);
+                let output = output.add(part * self.finish.width());
+                finish::put(&self.finish.post, &values, output, (left - part).min(BLOCK));
+            }
         }
     }
 }

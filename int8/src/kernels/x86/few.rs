@@ -108,6 +108,10 @@ struct Row<'a, S> {
     pixels: usize,
 }
 
+/// Tiles that are finished together: their sums fill a block of sixteen, or most of it.
+const TILES: usize = 2;
+
+/// A row in tiles of so many pixels.
 struct RowOf<'a, S, const PIXELS: usize, const CHANNELS: usize>(Row<'a, S>);
 
 impl<S: Simd, const PIXELS: usize, const CHANNELS: usize> Work for RowOf<'_, S, PIXELS, CHANNELS> {
@@ -117,12 +121,12 @@ impl<S: Simd, const PIXELS: usize, const CHANNELS: usize> Work for RowOf<'_, S, 
         let mut x = 0;
         // SAFETY: the pixels are the row's.
         unsafe {
-            while x + PIXELS <= row.pixels {
-                row.tile::<PIXELS, CHANNELS>(x);
-                x += PIXELS;
+            while x + TILES * PIXELS <= row.pixels {
+                row.tiles::<PIXELS, TILES, CHANNELS>(x);
+                x += TILES * PIXELS;
             }
             while x < row.pixels {
-                row.tile::<1, CHANNELS>(x);
+                row.tiles::<1, 1, CHANNELS>(x);
                 x += 1;
             }
         }
@@ -130,15 +134,32 @@ impl<S: Simd, const PIXELS: usize, const CHANNELS: usize> Work for RowOf<'_, S, 
 }
 
 impl<S: Simd> Row<'_, S> {
-    /// Some pixels from column `x` on.
+    /// Tiles of pixels from column `x` on.
     ///
     /// # Safety
     /// They are the row's.
     #[inline(always)]
-    unsafe fn tile<const PIXELS: usize, const CHANNELS: usize>(&self, x: usize) {
+    unsafe fn tiles<const PIXELS: usize, const COUNT: usize, const CHANNELS: usize>(&self, x: usize) {
+        let mut totals = [0i32; BLOCK];
+        // SAFETY: the pixels are the row's, and there is room for the sums of all.
+        unsafe {
+            for tile in 0..COUNT {
+                self.sum::<PIXELS, CHANNELS>(x + tile * PIXELS, &mut totals, tile * PIXELS * CHANNELS);
+            }
+            self.put::<CHANNELS>(&totals, x, COUNT * PIXELS);
+        }
+    }
+
+    /// The sums of some pixels from column `x` on, to `totals` from `at` on; behind them some of it may be written too.
+    ///
+    /// # Safety
+    /// The pixels are the row's; there is room for the sums, filled up to fours.
+    #[inline(always)]
+    unsafe fn sum<const PIXELS: usize, const CHANNELS: usize>(&self, x: usize, totals: &mut [i32; BLOCK], at: usize) {
         let layer = self.layer;
         let step = layer.grid.input.pixel;
-        // SAFETY: the bytes of every run can be read, and as many behind it as a step takes; outputs are the row's.
+        let count = PIXELS * CHANNELS;
+        // SAFETY: the bytes of every run can be read, and as many behind it as a step takes; groups of four lie within the totals.
         unsafe {
             let mut sums = [[_mm256_setzero_si256(); CHANNELS]; PIXELS];
             let mut weights = layer.weights.at(0);
@@ -155,21 +176,6 @@ impl<S: Simd> Row<'_, S> {
                     input = input.add(S::ALONG);
                 }
             }
-            self.put(&sums, x);
-        }
-    }
-
-    /// Adds up, finishes and writes.
-    ///
-    /// # Safety
-    /// As for [`Row::tile`].
-    #[inline(always)]
-    unsafe fn put<const PIXELS: usize, const CHANNELS: usize>(&self, sums: &[[__m256i; CHANNELS]; PIXELS], x: usize) {
-        let layer = self.layer;
-        let mut totals = [0i32; BLOCK];
-        let count = PIXELS * CHANNELS;
-        // SAFETY: groups of four lie within 16; outputs are the row's.
-        unsafe {
             for group in (0..count).step_by(4) {
                 let part = |i: usize| match group + i < count {
                     true => sums[(group + i) / CHANNELS][(group + i) % CHANNELS],
@@ -178,17 +184,29 @@ impl<S: Simd> Row<'_, S> {
                 let pairs = (_mm256_hadd_epi32(part(0), part(1)), _mm256_hadd_epi32(part(2), part(3)));
                 let halves = _mm256_hadd_epi32(pairs.0, pairs.1);
                 let total = _mm_add_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256::<1>(halves));
-                let total = _mm_add_epi32(total, _mm_loadu_si128(layer.bias.as_ptr().add(group).cast()));
-                _mm_storeu_si128(totals.as_mut_ptr().add(group).cast(), total);
+                let total = _mm_add_epi32(total, _mm_loadu_si128(layer.bias.as_ptr().add(at + group).cast()));
+                _mm_storeu_si128(totals.as_mut_ptr().add(at + group).cast(), total);
             }
+        }
+    }
+
+    /// Finishes and writes the sums of so many pixels.
+    ///
+    /// # Safety
+    /// They are the row's.
+    #[inline(always)]
+    unsafe fn put<const CHANNELS: usize>(&self, totals: &[i32; BLOCK], x: usize, pixels: usize) {
+        let layer = self.layer;
+        // SAFETY: outputs are the row's.
+        unsafe {
             let post = &layer.finish.post;
             let values = finish::general(post, totals.as_ptr(), layer.scale.as_ptr(), layer.slope.as_ptr());
             let output = self.output.add(x * self.output_step);
             if self.output_step == CHANNELS * layer.finish.width() {
-                finish::put(post, &values, output, count);
+                finish::put(post, &values, output, pixels * CHANNELS);
                 return;
             }
-            for pixel in 0..PIXELS {
+            for pixel in 0..pixels {
                 finish::put_from(post, &values, pixel * CHANNELS, output.add(pixel * self.output_step), CHANNELS);
             }
         }

@@ -443,6 +443,12 @@ impl<P: Product> Bytes for Taps<P> {
     }
 
     #[inline(always)]
+    unsafe fn dot_held(sums: __m256i, quads: __m256i, weights: __m256i) -> __m256i {
+        // SAFETY: arithmetic only.
+        unsafe { P::bytes(sums, quads, weights) }
+    }
+
+    #[inline(always)]
     unsafe fn finish<const SLOPE: bool>(
         sums: [__m256i; 4],
         scale: *const f32,

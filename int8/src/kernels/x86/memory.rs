@@ -1,4 +1,4 @@
-//! Packed constants of a layer, aligned for vector loads. Knows only bytes.
+//! Packed constants of a layer, aligned for vector loads, and addresses. Knows only bytes.
 
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
@@ -37,4 +37,14 @@ impl<T: Plain> Packed<T> {
         // SAFETY: within the lines, by this function's contract.
         unsafe { self.lines.as_ptr().cast::<T>().add(index) }
     }
+}
+
+/// The same address, of which the compiler does not know how it was made. It would keep an address for each pixel, in memory for lack of
+/// registers, where all of them are few steps from one.
+#[inline(always)]
+#[expect(clippy::pointers_in_nomem_asm_block, reason = "the pointer passes through, nothing is read by it")]
+pub(super) fn apart(mut address: *const u8) -> *const u8 {
+    // SAFETY: does nothing.
+    unsafe { std::arch::asm!("/* {} */", inout(reg) address, options(pure, nomem, nostack, preserves_flags)) };
+    address
 }

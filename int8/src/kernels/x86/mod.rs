@@ -23,6 +23,7 @@ mod memory;
 #[cfg(test)]
 mod model;
 mod pairs;
+mod quarters;
 mod strips;
 
 use std::fmt::Debug;
@@ -43,6 +44,9 @@ impl<S: Simd> Kernels for X86<S> {
         if let Some(taps) = depthwise::Taps::of_single_channel(&spec) {
             return depthwise::packed::<S>(taps, &spec.grid, spec.channels, spec.post);
         }
+        if let Some(layer) = S::few(&spec) {
+            return layer;
+        }
         if spec.channels <= few::MOST && few::pays::<S>(&spec) {
             return Box::new(few::Few::<S>::new(spec));
         }
@@ -56,6 +60,10 @@ impl<S: Simd> Kernels for X86<S> {
                 }
                 None => {}
             }
+        }
+        // What becomes of 64 channels' sums stands in the way of the next products, where there are few.
+        if spec.runs.len() * spec.quads <= dense::FEW_STEPS {
+            return Box::new(dense::Dense::<S, S::Whole, S::Half, S::Double>::new(spec));
         }
         Box::new(dense::Dense::<S, S::Whole, S::Half, S::Double, S::Quadruple>::new(spec))
     }
@@ -105,6 +113,11 @@ trait Simd: Copy + Send + Sync + Debug + 'static {
 
     /// A way of its own for depthwise layers of 3 by 3 taps, where there is a gain in that.
     fn depthwise_3x3(_: &DepthwiseSpec) -> Option<Box<dyn Layer>> {
+        None
+    }
+
+    /// A way of its own for dense layers of few output channels, likewise.
+    fn few(_: &DenseSpec) -> Option<Box<dyn Layer>> {
         None
     }
 
@@ -188,6 +201,23 @@ trait Lanes: Debug + Send + Sync + 'static {
     unsafe fn round<const SLOPE: bool>(sums: Self::Sums, scale: *const f32, slope: *const f32) -> Self::Sums;
     /// Writes rounded values as bytes, `count` of them; `NATURAL` only where [`Bounds::natural`] is.
     unsafe fn store<const NATURAL: bool>(rounded: Self::Sums, bounds: &Bounds, to: *mut u8, count: usize);
+    /// Writes rounded values of four pixels, `step` bytes apart, `count` bytes of each; likewise.
+    #[inline(always)]
+    unsafe fn store_four<const NATURAL: bool>(
+        rounded: [Self::Sums; 4],
+        bounds: &Bounds,
+        to: *mut u8,
+        step: usize,
+        count: usize,
+    ) {
+        // SAFETY: by this function's contract.
+        unsafe {
+            Self::store::<NATURAL>(rounded[0], bounds, to, count);
+            Self::store::<NATURAL>(rounded[1], bounds, to.add(step), count);
+            Self::store::<NATURAL>(rounded[2], bounds, to.add(2 * step), count);
+            Self::store::<NATURAL>(rounded[3], bounds, to.add(3 * step), count);
+        }
+    }
     /// Writes the sums in channel order.
     unsafe fn spill(sums: Self::Sums, to: *mut i32);
 }
@@ -221,6 +251,8 @@ trait Bytes: Debug + Send + Sync + 'static {
     unsafe fn sums(from: *const i32) -> Self::Sums;
     /// Adds the products of each byte's taps with their weights.
     unsafe fn dot(sums: Self::Sums, taps: Self::Vector, weights: *const u8) -> Self::Sums;
+    /// The same with weights at hand.
+    unsafe fn dot_held(sums: Self::Sums, taps: Self::Vector, weights: Self::Vector) -> Self::Sums;
     /// Scales, rounds, and brings the bytes back to their order.
     unsafe fn finish<const SLOPE: bool>(
         sums: [Self::Sums; 4],

@@ -223,6 +223,12 @@ impl columns::Sixteen for Model512 {
 
     #[inline(always)]
     unsafe fn column(rows: [*const u8; 3]) -> Vector {
+        // SAFETY: 16 bytes of each row, by the contract; the fourth meets a weight of zero.
+        unsafe { Self::tall_column([rows[0], rows[1], rows[2], rows[0]]) }
+    }
+
+    #[inline(always)]
+    unsafe fn tall_column(rows: [*const u8; 4]) -> Vector {
         let mut bytes = [0u8; 64];
         for (i, row) in rows.into_iter().enumerate() {
             for lane in 0..BLOCK {
@@ -247,21 +253,31 @@ impl columns::Sixteen for Model512 {
     }
 
     #[inline(always)]
-    unsafe fn put<const SLOPE: bool, const NATURAL: bool, const COUNT: usize>(
-        sums: [Vector; columns::PIXELS],
+    unsafe fn round<const SLOPE: bool>(
+        mut sums: [Vector; columns::PIXELS],
         constants: [Vector; 2],
+    ) -> [Vector; columns::PIXELS] {
+        for (i, half) in sums.iter_mut().flat_map(|pixel| pixel.iter_mut().enumerate()) {
+            let [scale, slope] = [constants[0][i], constants[1][i]];
+            // SAFETY: arithmetic only.
+            unsafe {
+                *half = lanes256::rounded::<SLOPE>(*half, _mm256_castsi256_ps(scale), _mm256_castsi256_ps(slope));
+            }
+        }
+        sums
+    }
+
+    #[inline(always)]
+    unsafe fn put<const NATURAL: bool, const COUNT: usize>(
+        rounded: [Vector; columns::PIXELS],
         bounds: &Bounds,
         to: *mut u8,
         step: usize,
     ) {
-        for (pixel, sums) in sums.into_iter().enumerate().take(COUNT) {
+        for (pixel, [low, high]) in rounded.into_iter().enumerate().take(COUNT) {
             // SAFETY: arithmetic; sixteen bytes of the pixel can be written, by the contract.
             unsafe {
-                let half = |half: usize| {
-                    let [scale, slope] = [0, 1].map(|i: usize| _mm256_castsi256_ps(constants[i][half]));
-                    lanes256::rounded::<SLOPE>(sums[half], scale, slope)
-                };
-                let words = _mm256_packs_epi32(half(0), half(1));
+                let words = _mm256_packs_epi32(low, high);
                 let words = _mm256_adds_epi16(words, _mm256_load_si256(bounds.zero.as_ptr().cast()));
                 // Four channels of the one half beside four of the other.
                 let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
@@ -313,10 +329,13 @@ impl Bytes for Taps512 {
     #[inline(always)]
     unsafe fn dot(sums: Vector, quads: Vector, weights: *const u8) -> Vector {
         // SAFETY: 64 weights, by the contract.
-        unsafe {
-            let weights = load(weights);
-            [dpbusd(sums[0], quads[0], weights[0]), dpbusd(sums[1], quads[1], weights[1])]
-        }
+        unsafe { Self::dot_held(sums, quads, load(weights)) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_held(sums: Vector, quads: Vector, weights: Vector) -> Vector {
+        // SAFETY: arithmetic only.
+        unsafe { [dpbusd(sums[0], quads[0], weights[0]), dpbusd(sums[1], quads[1], weights[1])] }
     }
 
     #[inline(always)]
@@ -357,7 +376,17 @@ impl Bytes for Taps512 {
         unreachable!("pixels are computed two at a time in 32 bytes only")
     }
 
-    unsafe fn spill(_: [Vector; 4], _: *mut i32) {
-        unreachable!("a line of bytes has no general finish")
+    #[inline(always)]
+    unsafe fn spill(sums: [Vector; 4], to: *mut i32) {
+        for (i, vector) in sums.into_iter().enumerate() {
+            let mut lanes = [0i32; BLOCK];
+            // SAFETY: 16 lanes here, and 64 values there, by the contract.
+            unsafe {
+                store(vector, lanes.as_mut_ptr().cast());
+                for (lane, sum) in lanes.into_iter().enumerate() {
+                    to.add(lane / 4 * BLOCK + i * 4 + lane % 4).write(sum);
+                }
+            }
+        }
     }
 }
