@@ -25,6 +25,7 @@ use crate::frame::{ConvertError, Converter, RgbImage};
 use crate::models::{Bundle, BundleError, Task};
 use crate::nn::{Engine, Network, NnError, Plan, Settings};
 use crate::synthesis::SynthesisError;
+use crate::synthesis::generator::GeneratorModel;
 use crate::synthesis::identity::IdentityModel;
 use crate::synthesis::makeup::{Makeup, MakeupModel};
 use crate::telemetry::{Percentiles, Stage, Telemetry};
@@ -217,11 +218,7 @@ fn measure(args: &BenchArgs, nn: Settings) -> Result<Report, BenchError> {
         lowered: plans.iter().filter_map(lowered).collect(),
         layers: if args.layers { layers(&plans, budget)? } else { Vec::new() },
         stages: stages(&models, &clip, budget)?,
-        try_on: if Bundle::is_built_in(Task::Makeup) {
-            try_on::measure(&models, &clip, budget, nn)?
-        } else {
-            Vec::new()
-        },
+        try_on: try_on::measure(&models, &clip, budget, nn)?,
         #[cfg(feature = "demo")]
         way: Some(way::measure(clip, budget, nn)?),
         #[cfg(not(feature = "demo"))]
@@ -246,22 +243,23 @@ fn plans(models: &Models, nn: Settings) -> Result<Vec<(&'static str, String, Pla
 }
 
 /// A network of a bundle that need not be inside the program.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Optional {
     Identity,
+    Generator,
     Makeup(Makeup),
 }
 
 impl Optional {
     /// Those whose bundles are inside.
     fn inside() -> impl Iterator<Item = Self> {
-        let all = [Self::Identity, Self::Makeup(Makeup::Applied), Self::Makeup(Makeup::Bare)];
-        all.into_iter().filter(|one| Bundle::is_built_in(one.task()))
+        let all = [Self::Identity, Self::Generator, Self::Makeup(Makeup::Applied), Self::Makeup(Makeup::Bare)];
+        all.into_iter().filter(|one| Bundle::is_built_in(one.task()) && (*one != Self::Generator || makes_faces()))
     }
 
     fn task(self) -> Task {
         match self {
-            Self::Identity => Task::Identity,
+            Self::Identity | Self::Generator => Task::Identity,
             Self::Makeup(_) => Task::Makeup,
         }
     }
@@ -269,6 +267,7 @@ impl Optional {
     fn name(self) -> &'static str {
         match self {
             Self::Identity => "identity",
+            Self::Generator => "generator",
             Self::Makeup(Makeup::Applied) => "applied",
             Self::Makeup(Makeup::Bare) => "bare",
         }
@@ -277,7 +276,7 @@ impl Optional {
     fn input(self) -> &'static str {
         match self {
             Self::Identity => "112x112",
-            Self::Makeup(_) => "128x128",
+            Self::Generator | Self::Makeup(_) => "128x128",
         }
     }
 
@@ -285,9 +284,15 @@ impl Optional {
         let bundle = Bundle::built_in(self.task())?;
         Ok(match self {
             Self::Identity => IdentityModel::new(bundle, nn)?.plan().clone(),
+            Self::Generator => GeneratorModel::new(bundle, nn)?.plan().clone(),
             Self::Makeup(makeup) => MakeupModel::new(bundle, makeup, nn)?.plan().clone(),
         })
     }
+}
+
+/// Whether the identity bundle inside holds a generator.
+fn makes_faces() -> bool {
+    Bundle::built_in(Task::Identity).and_then(|bundle| bundle.identity()).is_ok_and(|view| view.has_generator)
 }
 
 /// The time of each layer, the networks in turns for `budget`.

@@ -39,6 +39,10 @@ VERSIONS = {
 }
 
 
+# What LiteRT's LOGISTIC gives on integers: 256ths, as s8.
+LOGISTIC_STEP = (1 / 256, -128)
+
+
 class Unsupported(Exception):
     """What the graph holds that is not written here."""
 
@@ -319,8 +323,8 @@ class _Converter:
         return self.same("RELU", inputs, output)
 
     def op_sigmoid(self, node, inputs, constants, output, a) -> Value:
-        if inputs[0].step:
-            raise Unsupported(f"int8 Sigmoid {node.name}: LiteRT has it with one output scale only")
+        if inputs[0].step and self.step_of(node.output[0]) != LOGISTIC_STEP:
+            raise Unsupported(f"int8 Sigmoid {node.name}: LiteRT gives 256ths, from 0, and nothing else")
         return self.same("LOGISTIC", inputs, output)
 
     def op_concat(self, node, inputs, constants, output, a) -> Value:

@@ -1,4 +1,4 @@
-//! The try-on by itself: one face of a 640x480 frame aligned, made up and put back, again and again.
+//! The try-on by itself: one face of a 640x480 frame aligned, changed and put back, again and again, by each network that is inside.
 
 use std::time::{Duration, Instant};
 
@@ -11,8 +11,10 @@ use crate::face::{AlignedFace, Landmarks};
 use crate::frame::{Converter, RgbImage};
 use crate::models::{Bundle, Task};
 use crate::nn::Settings;
+use crate::synthesis::SynthesisError;
 use crate::synthesis::composite::Composite;
 use crate::synthesis::delta::Delta;
+use crate::synthesis::generator::{Generator, GeneratorModel};
 use crate::synthesis::makeup::{Artist, Look, Makeup, MakeupModel};
 use crate::telemetry::Percentiles;
 
@@ -25,13 +27,39 @@ pub(super) fn measure(
     budget: Duration,
     nn: Settings,
 ) -> Result<Vec<StageTime>, BenchError> {
-    let faces = faces(models, clip)?;
-    let model = MakeupModel::new(Bundle::built_in(Task::Makeup)?, Makeup::Applied, nn)?;
-    let (mut artist, mut composite) = (Artist::new(&model)?, Composite::new());
-    let (look, mut delta, mut aligned) = (Look::default(), Delta::default(), AlignedFace::default());
+    let mut times = Vec::new();
+    let [makeup, identity] = [Task::Makeup, Task::Identity].map(Bundle::is_built_in);
+    if !makeup && !identity {
+        return Ok(times);
+    }
+    let (faces, mut aligned) = (faces(models, clip)?, AlignedFace::default());
     let (last, landmarks) = &faces[faces.len() - 1];
     align(last, landmarks, &mut aligned)?;
-    artist.set_reference(&aligned)?;
+    if makeup {
+        let model = MakeupModel::new(Bundle::built_in(Task::Makeup)?, Makeup::Applied, nn)?;
+        let mut artist = Artist::new(&model)?;
+        artist.set_reference(&aligned)?;
+        let names = ["align", "makeup", "composite", "all, makeup"];
+        times.extend(changed(&faces, budget / 2, names, |face, delta| artist.paint(face, delta))?);
+    }
+    if identity && super::makes_faces() {
+        let mut generator = Generator::new(&GeneratorModel::new(Bundle::built_in(Task::Identity)?, nn)?)?;
+        generator.set_person(&aligned)?;
+        let names = ["align", "identity", "composite", "all, identity"];
+        times.extend(changed(&faces, budget / 2, names, |face, delta| generator.exchange(face, delta))?);
+    }
+    Ok(times)
+}
+
+/// Each stage of changing a face, and all of them.
+fn changed(
+    faces: &[(RgbImage, Landmarks)],
+    budget: Duration,
+    names: [&'static str; 4],
+    mut change: impl FnMut(&AlignedFace, &mut Delta) -> Result<(), SynthesisError>,
+) -> Result<Vec<StageTime>, BenchError> {
+    let (mut composite, look) = (Composite::new(), Look::default());
+    let (mut delta, mut aligned) = (Delta::default(), AlignedFace::default());
     let (mut picture, mut samples) = (RgbImage::default(), [const { Vec::new() }; 4]);
     let deadline = Instant::now() + budget;
     for (source, landmarks) in faces.iter().cycle() {
@@ -40,7 +68,7 @@ pub(super) fn measure(
         let mut marks = [Instant::now(); 4];
         let similarity = align(&picture, landmarks, &mut aligned)?;
         marks[1] = Instant::now();
-        artist.paint(&aligned, &mut delta)?;
+        change(&aligned, &mut delta)?;
         marks[2] = Instant::now();
         composite.over_picture(&delta, &look, &mut picture, &similarity);
         marks[3] = Instant::now();
@@ -51,7 +79,6 @@ pub(super) fn measure(
             break;
         }
     }
-    let names = ["align", "makeup", "composite", "all"];
     Ok(names.into_iter().zip(&mut samples).map(|(name, samples)| StageTime::new(name, percentiles(samples))).collect())
 }
 
