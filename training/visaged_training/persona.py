@@ -396,10 +396,10 @@ def exchange_faces(bench: Bench, rows: np.ndarray) -> exchange.Faces:
 
 @torch.no_grad()
 def sheet(net: Net, float_net: swap.Shipped, bench: Bench, standing_in: np.ndarray, path, columns: int = 7) -> None:
-    """From clean data only: people down, looks across; below, a walk from one person to another, and avatars."""
+    """Of synthetic people alone, grown-up ones: people down, looks across; below, a walk from one person to another, and avatars."""
     rng = np.random.default_rng(3)
-    clean = bench.held[bench.pack[bench.held] != "lfw"]
-    pick = rng.permutation(clean)
+    clean = bench.held[bench.pack[bench.held] == "sfhq"]
+    pick = rng.permutation(clean[judge.ages(bench.judge, bench.face[clean]) > 22])
     people, looks = pick[:4], pick[4 : 4 + columns]
     blank = np.full((1, 128, 128, 3), 255, np.uint8)
     rows = [np.concatenate([blank, bench.face[looks]])]
