@@ -26,6 +26,9 @@ fn main() -> io::Result<()> {
 }
 
 fn line(constant: &str, folder: &Path, wanted: bool) -> String {
+    if wanted {
+        println!("cargo:rerun-if-changed={}", folder.display());
+    }
     let [manifest, model, avatars] = ["manifest.toml", "model.onnx", "avatars.png"].map(|file| folder.join(file));
     let avatars = if avatars.exists() { format!("Some(include_bytes!({avatars:?}))") } else { "None".into() };
     let (manifest, model) = (format!("include_str!({manifest:?})"), format!("include_bytes!({model:?})"));

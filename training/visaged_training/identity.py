@@ -88,6 +88,13 @@ class Encoder(nn.Module):
             block.b.weight.data, block.b.bias.data = descriptor.convolution(weights, f"{name}/conv2")
 
 
+def kept(path: Path) -> dict[str, torch.Tensor]:
+    """The encoder's weights in a bundle, which may hold a generator's beside them."""
+    from safetensors.torch import load_file
+
+    return {k: v for k, v in load_file(path).items() if not k.startswith("generator.")}
+
+
 # --- data ------------------------------------------------------------------------------------------------------------
 
 
@@ -305,9 +312,7 @@ def train(args: argparse.Namespace) -> int:
     chance /= chance.sum()
     net, margin = Encoder(), Margin(int(named.max()))
     if args.weights:
-        from safetensors.torch import load_file
-
-        net.load_state_dict(load_file(args.weights))
+        net.load_state_dict(kept(args.weights))
     else:
         net.start_from(args.descriptor)
     net = net.to(memory_format=torch.channels_last)

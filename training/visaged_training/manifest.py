@@ -48,7 +48,7 @@ def dumps(document: dict) -> str:
 
 
 def files(folder: Path) -> list[dict]:
-    names = [n for n in ("model.onnx", "model.tflite", "weights.safetensors") if (folder / n).exists()]
+    names = [n for n in ("model.onnx", "model.tflite", "weights.safetensors", "avatars.png") if (folder / n).exists()]
     return [{"path": n, "sha256": sha256(folder / n), "bytes": (folder / n).stat().st_size} for n in names]
 
 

@@ -155,14 +155,17 @@ class Net:
     """A generator's graph in ONNX Runtime, on pictures [N, 3, 128, 128] in grey levels and embeddings of length 1."""
 
     def __init__(self, path):
-        from .yunet import session
+        from .yunet import blanks, session
 
         self.net = session(path)
+        self.rest = blanks(self.net, *INPUTS)
 
     def __call__(self, person: torch.Tensor, looks: torch.Tensor, who: torch.Tensor) -> torch.Tensor:
         rows = zip(units(person).split(1), units(looks).split(1), who.split(1), strict=True)
         change = [
-            self.net.run(OUTPUTS, {"person": p.numpy(), "attributes": b.numpy(), "who": w[:, :, None, None].numpy()})[0]
+            self.net.run(OUTPUTS, {**self.rest, "person": p.numpy(), "attributes": b.numpy(), "who": w[..., None, None].numpy()})[
+                0
+            ]
             for p, b, w in rows
         ]
         return (looks + torch.from_numpy(np.concatenate(change)) * swap.UNIT).clamp(0, 255)
@@ -374,7 +377,7 @@ def evaluate(args: argparse.Namespace) -> int:
     result["walk"] = walked(shipped(args), bench)
     trained = args.work / "swap.json"
     if trained.exists():
-        result["training"] = {k: v for k, v in json.loads(trained.read_text()).items() if k in ("steps", "pictures")}
+        result["training"] = {k: v for k, v in json.loads(trained.read_text()).items() if k in ("steps", "pictures", "before")}
     z = np.load(args.work / "gallery.npz")
     kinds, counts = np.unique(z["pack"][~z["held"]], return_counts=True)
     learnt = {str(k): int(n) for k, n in zip(kinds, counts, strict=True)}
@@ -396,7 +399,7 @@ def exchange_faces(bench: Bench, rows: np.ndarray) -> exchange.Faces:
 
 @torch.no_grad()
 def sheet(net: Net, float_net: swap.Shipped, bench: Bench, standing_in: np.ndarray, path, columns: int = 7) -> None:
-    """Of synthetic people alone, grown-up ones: people down, looks across; below, a walk from one person to another, and avatars."""
+    """Of synthetic grown-ups alone: people down, looks across; below, a walk from one person to another, and avatars."""
     rng = np.random.default_rng(3)
     clean = bench.held[bench.pack[bench.held] == "sfhq"]
     pick = rng.permutation(clean[judge.ages(bench.judge, bench.face[clean]) > 22])

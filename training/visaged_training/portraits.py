@@ -43,7 +43,7 @@ def halved(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def encoder(args: argparse.Namespace) -> identity.Encoder:
     net = identity.Encoder()
     if args.from_bundle:
-        net.load_state_dict(load_file(args.bundles / "identity" / "weights.safetensors"))
+        net.load_state_dict(identity.kept(args.bundles / "identity" / "weights.safetensors"))
     else:
         net.load_state_dict(halved(torch.load(args.work / "identity.pt", weights_only=True)))
     return net.eval()
@@ -129,7 +129,10 @@ def store(name: str, result: dict) -> None:
 
 
 def embeddings(net, faces: np.ndarray) -> np.ndarray:
-    return np.concatenate([net.run(None, {"face": x[None]})[0] for x in standardised(faces)])
+    from .yunet import blanks
+
+    rest = blanks(net, "face")
+    return np.concatenate([net.run(["embedding"], {**rest, "face": x[None]})[0] for x in standardised(faces)])
 
 
 def evaluate_identity(args: argparse.Namespace) -> int:

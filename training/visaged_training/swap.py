@@ -268,7 +268,7 @@ class Watch(nn.Module):
     def __init__(self, bundles):
         super().__init__()
         self.encoder = identity.Encoder()
-        self.encoder.load_state_dict(load_file(bundles / "identity" / "weights.safetensors"))
+        self.encoder.load_state_dict(identity.kept(bundles / "identity" / "weights.safetensors"))
         self.derl = nets.fold(nets.derl("derl").eval())
         self.derl.load_state_dict(load_file(bundles / "derl" / "weights.safetensors"))
         self.float().eval().requires_grad_(False)

@@ -34,6 +34,11 @@ def session(model: Path | bytes, threads: int = 1, float_sums: bool = False) -> 
     return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
+def blanks(net: ort.InferenceSession, *given: str) -> dict[str, np.ndarray]:
+    """Zeros for every other input than those given: of a graph of several networks, what one of them does not read."""
+    return {i.name: np.zeros(i.shape, np.float32) for i in net.get_inputs() if i.name not in given}
+
+
 def blob(rgb: np.ndarray) -> np.ndarray:
     """RGB picture -> f32 [1, 3, H, W], BGR 0..255, padded with 0 to multiples of 32."""
     h, w = rgb.shape[:2]
