@@ -95,8 +95,9 @@ def generator_tables(s: dict, report) -> str:
         [text, *(show(k["avatars"][key]) for k in kinds)]
         for text, key, show in (
             ("known again by the judge, at one false match in a hundred", "known_again_at_far_1e2", percent),
-            ("the same of what the daemon sends: the face alone", "known_again_as_sent", percent),
+            ("the same of what the daemon sends: exchanged twice, the face alone", "known_again_as_sent", percent),
             ("expression as it was", "expression_agrees", percent),
+            ("the same, exchanged twice", "expression_agrees_as_sent", percent),
             ("pose within 5 degrees", "pose_within_5_degrees", percent),
             ("five landmarks within 4 %", "landmarks_within_4_percent", percent),
         )

@@ -312,11 +312,13 @@ class Bench:
         a, b = swap.planes(standing_in[pick]), swap.planes(self.face[self.b])
         made = net(a, b, self.who(a))
         told, before = self.told(bytes_of(made)), self.told(self.face[self.b])
-        plain = np.stack([np.asarray(alone(f)) for f in bytes_of(made)])
+        twice = net(a, made, self.who(a))
+        plain = np.stack([alone(f) for f in bytes_of(twice)])
         return {
             "faces": len(pick),
             "known_again_at_far_1e2": share((told * before).sum(1) >= self.limit["threshold_far_1e2"]),
             "known_again_as_sent": share((self.told(plain) * before).sum(1) >= self.limit["threshold_far_1e2"]),
+            "expression_agrees_as_sent": share(self.mood(twice) == self.mood(b)),
             **self.kept(made, b),
         }
 

@@ -114,8 +114,12 @@ impl AvatarPainter {
             || Refusal::failed(ErrorCode::Internal, "nobody is in view: there is no face to make an avatar of");
         let face = found.first().ok_or_else(nobody)?;
         align(picture, &face.landmarks, &mut aligned).map_err(failed)?;
+        let (mut composite, look) = (Composite::new(), Look::default());
         self.generator.exchange(&aligned, &mut delta).map_err(failed)?;
-        Ok(Composite::new().alone(&delta, &Look::default(), &aligned))
+        // What is left of the person after one exchange is less after two.
+        aligned.rgb = composite.over_crop(&delta, &look, &aligned).data;
+        self.generator.exchange(&aligned, &mut delta).map_err(failed)?;
+        Ok(composite.alone(&delta, &look, &aligned))
     }
 }
 
