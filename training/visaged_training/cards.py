@@ -78,7 +78,7 @@ def generator_tables(s: dict, report) -> str:
         value = show(bent[key]) if of_bent and key in bent else ""
         return [text, *(show(k[part][key]) for k in kinds), value]
 
-    plain = lambda x: f"{x:g}"  # noqa: E731
+    plain = lambda x: f"{x:.1f}"  # noqa: E731
     rows = [
         row("nearer to the person than to the looks", "exchanged", "nearer_to_the_person"),
         row("taken for the person, at one false match in a hundred", "exchanged", "one_person_at_far_1e2"),
@@ -106,13 +106,13 @@ def generator_tables(s: dict, report) -> str:
     known = s["int8"]["retrieved"]["rank_1_of_the_photograph_itself"]
     judge, walk = s["judge"], s["walk"]
     return f"""{s["int8"]["exchanged"]["pairs"]} pairs of strangers among LFW's, London's and SFHQ's people left out of training. Who is nearer to whom is said by an embedding
-that took no part in training (`faceres` of npm's @vladmandic/human; on LFW's people left out {percent(judge["accuracy"])} right, {percent(judge["tar_at_far_1e2"])} true accepts at one false in a
+that took no part in training (`faceres` of npm's @vladmandic/human; on the people left out {percent(judge["accuracy"])} right, {percent(judge["tar_at_far_1e2"])} true accepts at one false in a
 hundred). Landmarks and pose are those of the 68 landmarks that also made the bent photographs.
 
 {report.table(["", "int8", "float", "bent photographs"], rows)}
 
 Nearer to the person, by where the person's picture is from: {by}. The judge names {percent(known)} of the same people first from the photographs
-themselves. Int8 against float: {s["float_int8_db"]} dB. A walk from one person to another in {walk["steps"]} steps of the generator's code: the largest step takes {percent(walk["largest_step_share"])} of the way
+themselves. Int8 against float: {s["float_int8_db"]:.1f} dB. A walk from one person to another in {walk["steps"]} steps of the generator's code: the largest step takes {percent(walk["largest_step_share"])} of the way
 on average ({percent(1 / walk["steps"])} would be even).
 
 Avatars in place of {s["int8"]["avatars"]["faces"]} people:
