@@ -23,6 +23,7 @@ use crate::nn::Settings;
 use crate::picture::{PictureError, PictureLimits, decode_still};
 use crate::synthesis::SynthesisError;
 use crate::synthesis::delta::Delta;
+use crate::synthesis::generator::{Generator, GeneratorModel};
 use crate::synthesis::identity::{Embedding, Identity, IdentityModel};
 use crate::synthesis::makeup::{Artist, Makeup, MakeupModel};
 
@@ -38,10 +39,10 @@ const SLOWER: f64 = 2.5;
 const NOISE: Duration = Duration::from_millis(3);
 /// Startled faces are not happy.
 const UNHAPPY: f32 = 0.5;
-/// Make-up that changes a face by more grey levels on average is none.
-const MOST_MAKEUP: f32 = 60.0;
-/// Two references whose make-up differs by less than this on average were not looked at.
-const LEAST_MAKEUP: f32 = 1e-3;
+/// What changes a face by more grey levels on average leaves none.
+const MOST_CHANGED: f32 = 60.0;
+/// Two references, or two people, whose answers differ by less than this on average were not looked at.
+const LEAST_APART: f32 = 1e-3;
 
 struct Portrait {
     name: &'static str,
@@ -147,8 +148,8 @@ pub enum SelfTestError {
         /// Of two crops of the first.
         same: f32,
     },
-    /// The make-up is none.
-    #[error("it changes {picture} by {levels:.0} grey levels on average: that is no make-up")]
+    /// The change is none that leaves a face.
+    #[error("it changes {picture} by {levels:.0} grey levels on average: that is no face any more")]
     Overdone {
         /// Which.
         picture: &'static str,
@@ -158,6 +159,9 @@ pub enum SelfTestError {
     /// The reference is not looked at.
     #[error("it puts the same on {0} whatever the reference wears")]
     ReferenceIgnored(&'static str),
+    /// The person is not looked at.
+    #[error("it makes the same face of {0} whoever it is to be")]
+    PersonIgnored(&'static str),
     /// Too slow for this machine.
     #[error("it takes {took_ms:.1} ms a picture, the present one {present_ms:.1}: more than {SLOWER} times as long")]
     Slow {
@@ -190,6 +194,9 @@ pub fn run(candidate: &Bundle, present: &Bundle, nn: Settings) -> Result<(), Sel
         Task::Identity => {
             let mut readers = [identity(candidate, nn)?, identity(present, nn)?];
             tell_apart(&mut readers[0])?;
+            if candidate.identity()?.has_generator {
+                exchange(&GeneratorModel::new(candidate.clone(), nn)?)?;
+            }
             let face = PORTRAITS[0].aligned()?;
             compare(|which| Ok(readers[which].embed(&face).map(drop)?))
         }
@@ -266,6 +273,31 @@ fn check_likeness(looks: &[(Embedding, Embedding)]) -> Result<(), SelfTestError>
     Ok(())
 }
 
+/// The faces of two people in a third one's place differ, and so do those of the avatars.
+fn exchange(model: &GeneratorModel) -> Result<(), SelfTestError> {
+    let mut generator = Generator::new(model)?;
+    let mut people = PORTRAITS.iter().map(Portrait::aligned).collect::<Result<Vec<_>, _>>()?;
+    people.extend(model.avatars().iter().map(|avatar| avatar.face().clone()));
+    let (picture, looks) = (PORTRAITS[0].name, PORTRAITS[0].aligned()?);
+    let mut deltas: Vec<Delta> = Vec::with_capacity(people.len());
+    for person in &people {
+        let mut delta = Delta::default();
+        generator.set_person(person)?;
+        generator.exchange(&looks, &mut delta)?;
+        check_levels(picture, &delta)?;
+        if deltas.iter().any(|other| apart(&delta, other) < LEAST_APART) {
+            return Err(SelfTestError::PersonIgnored(picture));
+        }
+        deltas.push(delta);
+    }
+    Ok(())
+}
+
+/// Grey levels on average.
+fn apart(a: &Delta, b: &Delta) -> f32 {
+    mean(a.planes().iter().zip(b.planes()).map(|(a, b)| a - b))
+}
+
 fn make_up(on: &mut Artist, off: &mut Artist) -> Result<(), SelfTestError> {
     let (mut delta, mut other) = (Delta::default(), Delta::default());
     for (i, portrait) in PORTRAITS.iter().enumerate() {
@@ -279,7 +311,7 @@ fn make_up(on: &mut Artist, off: &mut Artist) -> Result<(), SelfTestError> {
         on.set_reference(&references[1].aligned()?)?;
         on.paint(&face, &mut other)?;
         check_levels(picture, &other)?;
-        if mean(delta.planes().iter().zip(other.planes()).map(|(a, b)| a - b)) < LEAST_MAKEUP {
+        if apart(&delta, &other) < LEAST_APART {
             return Err(SelfTestError::ReferenceIgnored(picture));
         }
     }
@@ -288,7 +320,7 @@ fn make_up(on: &mut Artist, off: &mut Artist) -> Result<(), SelfTestError> {
 
 fn check_levels(picture: &'static str, delta: &Delta) -> Result<(), SelfTestError> {
     let levels = mean(delta.planes().iter().copied());
-    if levels <= MOST_MAKEUP { Ok(()) } else { Err(SelfTestError::Overdone { picture, levels }) }
+    if levels <= MOST_CHANGED { Ok(()) } else { Err(SelfTestError::Overdone { picture, levels }) }
 }
 
 /// Of absolute values.
@@ -475,6 +507,25 @@ mod tests {
         let bundle = test_bundle(Task::Makeup);
         let [mut on, mut off] = [(), ()].map(|()| artist(&bundle, Makeup::Bare, nn).unwrap());
         assert!(matches!(make_up(&mut on, &mut off), Err(SelfTestError::ReferenceIgnored(_))));
+    }
+
+    #[test]
+    fn a_generator_that_makes_the_same_of_everybody_is_refused() {
+        let nn = Settings::default();
+        exchange(&GeneratorModel::new(test_bundle(Task::Identity), nn).unwrap()).unwrap();
+        let twice = test_bundle(Task::Identity).with_avatars(png(&[7, 7]));
+        let error = exchange(&GeneratorModel::new(twice, nn).unwrap()).unwrap_err();
+        assert!(matches!(error, SelfTestError::PersonIgnored(_)), "{error}");
+    }
+
+    /// Striped avatars, a seed each.
+    fn png(seeds: &[u32]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let stripe = |x: u32, y: u32| ((x % 128 / 4 + y / 8) * seeds[(x / 128) as usize] % 256) as u8;
+        image::RgbImage::from_fn(128 * seeds.len() as u32, 128, |x, y| image::Rgb([stripe(x, y); 3]))
+            .write_to(&mut std::io::Cursor::new(&mut bytes), ImageFormat::Png)
+            .unwrap();
+        bytes
     }
 
     #[test]

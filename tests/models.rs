@@ -204,6 +204,12 @@ fn a_try_on_without_a_bundle_or_with_one_is_told_by_check() {
     let there = option_env!("VISAGED_BUILD_BUNDLES").unwrap_or_default().contains("makeup");
     let said = check("");
     assert!(there || said.contains("FAILS  models") && said.contains("web.try_on"), "{said}");
+    // A try-on that can give faces has something to offer.
+    let identity = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/bundles/identity");
+    let said = check(&format!("identity = {identity:?}"));
+    assert!(said.contains("works  models") && said.contains("identity 0.1.0"), "{said}");
+    let said = check(&format!("identity = {made_up:?}"));
+    assert!(said.contains("FAILS  models") && said.contains("identity bundle is needed"), "{said}");
     let said = check(&format!("makeup = {made_up:?}"));
     assert!(said.contains("works  models") && said.contains("makeup 0.1.0"), "{said}");
 }

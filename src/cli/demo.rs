@@ -105,7 +105,10 @@ fn config(broker: &Broker, page: Option<SocketAddr>, nn: Settings) -> Config {
             ..MqttConfig::default()
         }),
         report: ReportConfig { summary_every: Some(Duration::from_secs(10)), ..ReportConfig::default() },
-        web: page.map(|listen| WebConfig { listen, try_on: Bundle::is_built_in(Task::Makeup) }),
+        web: page.map(|listen| WebConfig {
+            listen,
+            try_on: Task::ALL.into_iter().any(|task| task.is_optional() && Bundle::is_built_in(task)),
+        }),
         models: ModelsConfig::BUILT_IN,
         nn,
         ..Config::default()

@@ -18,7 +18,7 @@ use crate::config::{Config, Images, ModelsConfig};
 use crate::expression::derl::DerlModel;
 use crate::face::detect::DetectorModel;
 use crate::models::store::{SlotState, Started};
-use crate::models::{Bundle, Origin, Store, Task, Version};
+use crate::models::{Bundle, BundleFault, Origin, Store, Task, Version};
 use crate::nn;
 use crate::synthesis::SynthesisError;
 use crate::synthesis::generator::GeneratorModel;
@@ -121,21 +121,32 @@ impl Chooser<'_> {
         let folder = self.config.derl.as_deref();
         let derl =
             self.prepare(Task::Derl, folder, &mut notes, &mut on_trial, |bundle| Ok(DerlModel::new(bundle, nn)?))?;
-        let makeup = if self.wanted.try_on { self.makeup(&mut notes, &mut on_trial, nn) } else { None };
         let generator = self.generator(&mut notes, &mut on_trial, nn);
+        let makeup = self.wanted.try_on.then(|| self.makeup(&mut on_trial, &mut notes, nn));
+        // A try-on that has something to offer misses nothing.
+        let makeup = makeup.and_then(|found| match found {
+            Err(error) if generator.is_none() || !is_absent(&error) => {
+                notes.push(format!("web.try_on: {error}"));
+                None
+            }
+            found => found.ok(),
+        });
         self.keep_unused();
         Ok((Models { detector, derl, makeup, generator, notes }, on_trial))
     }
 
-    /// The daemon does its work without it.
-    fn makeup(&self, notes: &mut Vec<String>, on_trial: &mut Vec<OnTrial>, nn: nn::Settings) -> Option<MakeupModels> {
+    fn makeup(
+        &self,
+        on_trial: &mut Vec<OnTrial>,
+        notes: &mut Vec<String>,
+        nn: nn::Settings,
+    ) -> Result<MakeupModels, StartError> {
         let folder = self.config.makeup.as_deref();
-        let models = self.prepare(Task::Makeup, folder, notes, on_trial, |bundle| Ok(MakeupModels::new(&bundle, nn)?));
-        models.map_err(|error| notes.push(format!("web.try_on: {error}"))).ok()
+        self.prepare(Task::Makeup, folder, notes, on_trial, |bundle| Ok(MakeupModels::new(&bundle, nn)?))
     }
 
-    /// The daemon does its work without it, too: no avatar means that no picture leaves. A try-on offers it where it is there, and is
-    /// none the worse without.
+    /// The daemon does its work without it: no avatar means that no picture leaves. A try-on offers it where it is there, and is none
+    /// the worse without; one that is there and broken is told.
     fn generator(
         &self,
         notes: &mut Vec<String>,
@@ -155,9 +166,10 @@ impl Chooser<'_> {
             other => Ok(Ok(other?)),
         };
         let found = self.prepare(Task::Identity, folder, notes, on_trial, prepare);
-        let (key, told) = match self.wanted.avatars {
-            true => ("privacy.images = \"avatar\": no picture leaves this device", true),
-            false => ("web.try_on", folder.is_some()),
+        let (key, told) = match (&found, self.wanted.avatars) {
+            (_, true) => ("privacy.images = \"avatar\": no picture leaves this device", true),
+            (Err(error), false) => ("web.try_on", !is_absent(error)),
+            (Ok(_), false) => ("web.try_on", folder.is_some()),
         };
         let found = found.map_err(|error| error.to_string()).and_then(|model| model);
         found.map_err(|error| notes.extend(told.then(|| format!("{key}: {error}")))).ok()
@@ -221,6 +233,11 @@ impl Chooser<'_> {
         }
         prepare(Bundle::built_in(task)?)
     }
+}
+
+/// Whether there just is no such bundle.
+fn is_absent(error: &StartError) -> bool {
+    matches!(error, StartError::Bundle(error) if matches!(error.fault, BundleFault::Absent))
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -89,9 +89,9 @@ pub enum StartError {
     /// The expression network could not be prepared.
     #[error(transparent)]
     Derl(#[from] ReadError),
-    /// The make-up networks could not be prepared.
+    /// The make-up networks or the identity generator could not be prepared.
     #[error(transparent)]
-    Makeup(#[from] SynthesisError),
+    Synthesis(#[from] SynthesisError),
     /// The MQTT client could not start.
     #[error(transparent)]
     Mqtt(#[from] mqtt::StartError),

@@ -390,6 +390,7 @@ impl Painter {
             // A face without landmarks worth the name stays as it is.
             let Ok(similarity) = align(picture, &face.face.landmarks, &mut self.aligned) else { continue };
             if wish.show == Show::Neutral {
+                // What was observed may be an earlier frame's neutral face.
                 let derl = self.ready.derl(&self.try_on.shared.networks)?;
                 derl.read(&self.aligned, &mut self.reading)?;
                 let change = Change::new(&self.aligned, derl.luminance(), &self.reading);

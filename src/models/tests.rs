@@ -179,6 +179,12 @@ fn an_optional_bundle_is_inside_where_the_build_asked_for_it_and_else_says_what_
 }
 
 impl Bundle {
+    /// The bundle with other avatars, for tests.
+    pub(crate) fn with_avatars(mut self, png: Vec<u8>) -> Self {
+        self.avatars = Some(png.into());
+        self
+    }
+
     /// The bundle with another manifest, for tests.
     pub(crate) fn changed(mut self, change: impl FnOnce(&mut Manifest)) -> Self {
         change(&mut self.manifest);

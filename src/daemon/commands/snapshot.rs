@@ -25,6 +25,7 @@ use crate::synthesis::composite::Composite;
 use crate::synthesis::delta::Delta;
 use crate::synthesis::generator::Generator;
 use crate::synthesis::makeup::Look;
+use crate::telemetry::Telemetry;
 
 /// Larger pictures are scaled down to it: an answer is one MQTT message, and brokers take no large ones.
 const LONGEST_SIDE_PX: u32 = 640;
@@ -55,7 +56,7 @@ impl Worker {
         // It may have ended while the frame was waited for.
         self.consented()?;
         let mut small = RgbImage::default();
-        let avatar = painter.as_mut().map(|painter| painter.paint(&picture)).transpose()?;
+        let avatar = painter.as_mut().map(|painter| painter.paint(&picture, &context.telemetry)).transpose()?;
         let picture = match &avatar {
             Some(avatar) => avatar,
             None => Scaler::new().within(&picture, LONGEST_SIDE_PX, &mut small),
@@ -107,7 +108,7 @@ impl AvatarPainter {
     }
 
     /// The largest face of a picture as the avatar's, 128x128.
-    fn paint(&mut self, picture: &RgbImage) -> Result<RgbImage, Refusal> {
+    fn paint(&mut self, picture: &RgbImage, telemetry: &Telemetry) -> Result<RgbImage, Refusal> {
         let (mut found, mut aligned, mut delta) = (Vec::new(), AlignedFace::default(), Delta::default());
         self.detector.detect(picture, &mut found).map_err(failed)?;
         let nobody =
@@ -115,10 +116,16 @@ impl AvatarPainter {
         let face = found.first().ok_or_else(nobody)?;
         align(picture, &face.landmarks, &mut aligned).map_err(failed)?;
         let (mut composite, look) = (Composite::new(), Look::default());
-        self.generator.exchange(&aligned, &mut delta).map_err(failed)?;
+        let mut exchange = |face: &AlignedFace, delta: &mut Delta| {
+            self.generator.exchange(face, delta).map_err(|error| {
+                Telemetry::count(&telemetry.identity_failures);
+                failed(error)
+            })
+        };
+        exchange(&aligned, &mut delta)?;
         // What is left of the person after one exchange is less after two.
         aligned.rgb = composite.over_crop(&delta, &look, &aligned).data;
-        self.generator.exchange(&aligned, &mut delta).map_err(failed)?;
+        exchange(&aligned, &mut delta)?;
         Ok(composite.alone(&delta, &look, &aligned))
     }
 }
