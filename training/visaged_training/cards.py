@@ -139,7 +139,7 @@ onto each other by their landmarks rough ones; `derl` holds the expression.
 
 ### Training
 
-{learnt}. {took.get("pictures", "?")} pictures shown, of twelve three rendered, seven bent photographs, two of one person, after {took.get("before", 0)} of five, five and two in an earlier schedule, whose weights it went on from. One thread, bfloat16. Quantised by {q["generator_calibration"]}.
+{learnt}. {took.get("pictures", "?")} pictures shown, of twelve three rendered, seven bent photographs, two of one person, going on from the weights of an earlier schedule (`training/README.md`). One thread, bfloat16. Quantised by {q["generator_calibration"]}.
 
 """
 

@@ -10,17 +10,15 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from tqdm import tqdm
 
 from . import align, augment, data, nets, program
-from .train import Average, Clock, canada_faces, device, last, london_pairs, rate, save
+from .train import Average, Run, canada_faces, device, last, london_pairs, pace
 from .yunet import session
 
 POSED = 2  # of the pictures of a step
@@ -210,49 +208,21 @@ def train(args: argparse.Namespace, without: str | None = None) -> int:
     opt = torch.optim.SGD(
         [{"params": matrices, "weight_decay": 5e-4}, {"params": others, "weight_decay": 0}], peak, momentum=0.9, nesterov=True
     )
-    parts = {"c": c, "average": average.module, "opt": opt}
-    checkpoint, step, spent = args.out / "classifier.ckpt", 0, 0.0
-    if args.resume and checkpoint.exists():
-        s = torch.load(checkpoint, weights_only=True)
-        for name, part in parts.items():
-            part.load_state_dict(s[name])
-        average.steps = step = s["step"]
-        spent = s["spent"]
-    clock, saved, recent = Clock(args.minutes, spent), time.time(), 0.0
-    bar = tqdm(total=1000, desc="classifier", bar_format="{l_bar}{bar}| {elapsed}<{remaining} {postfix}", mininterval=10)
-
-    def keep() -> None:
-        save(checkpoint, {**{k: v.state_dict() for k, v in parts.items()}, "step": step, "spent": clock.spent()})
-        save(args.out / "classifier.pt", average.module.state_dict())
 
     def judgement() -> dict:
-        scores = program.scores(predict(g, average.module, seen, without).argmax(1).numpy(), valid)
-        return {**scores, "steps": step, "pictures": step * batch}
+        return program.scores(predict(g, average.module, seen, without).argmax(1).numpy(), valid)
 
-    while (progress := clock.progress()) < 1:
-        for group in opt.param_groups:
-            group["lr"] = rate(progress, step, peak, 300)
+    run = Run("classifier", args, {"c": c, "opt": opt}, {"classifier": average}, judgement)
+    for progress in run:
+        pace(opt, progress, run.step, peak, 300)
         x, votes = material.step(batch)
         c.train()
         logits = c(*shown(x, g, without))
         loss = -(votes.to(where) * F.log_softmax(logits, 1)).sum(1).mean()
-        recent += 0.02 * (loss.item() - recent) if recent else loss.item()
+        run.show(loss=loss)
         opt.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(c.parameters(), 5.0)
         opt.step()
         average.update(c)
-        step += 1
-        if time.time() - saved > args.save_every:
-            saved = time.time()
-            keep()
-            print(json.dumps({"minute": round(clock.spent() / 60, 1), "loss": round(recent, 3), **judgement()}), flush=True)
-        bar.n = int(1000 * progress)
-        bar.set_postfix(step=step, loss=round(recent, 3), refresh=False)
-        bar.update(0)
-    bar.close()
-    keep()
-    result = judgement()
-    (args.out / "classifier.json").write_text(json.dumps(result, indent=1))
-    print(json.dumps(result))
-    return 0
+    return run.finish(batch)

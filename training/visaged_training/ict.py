@@ -69,6 +69,12 @@ def _on_page(points: np.ndarray) -> np.ndarray:
     return np.stack([(points[:, 0] - WEST) / UNITS, (NORTH - points[:, 1]) / UNITS], 1) * PAGE
 
 
+def marks(root: Path) -> np.ndarray:
+    """The 68 landmarks of the mean head at rest, [68, 3]."""
+    z = _model(root)
+    return z["neutral"][z["lm68"]].astype(np.float64)
+
+
 class Ict:
     """One random person. `rng` decides everything."""
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from . import align, augment, data, descriptor
-from .train import Average, Clock, last, rate, save
+from .train import Average, Run, last, pace
 
 SIDE = 112  # the centre of the 128x128 aligned face
 EPS = 8.0
@@ -319,29 +318,18 @@ def train(args: argparse.Namespace) -> int:
     average = Average(net, 0.999)
     peak = args.rate or 6e-4
     opt = torch.optim.AdamW([*net.parameters(), *margin.parameters()], peak, weight_decay=0.02)
-    parts = {"net": net, "margin": margin, "average": average.module, "opt": opt}
-    checkpoint, step, spent = args.out / "identity.ckpt", 0, 0.0
-    if args.resume and checkpoint.exists():
-        s = torch.load(checkpoint, weights_only=True)
-        for name, part in parts.items():
-            part.load_state_dict(s[name])
-        average.steps = step = s["step"]
-        spent = s["spent"]
-    clock, saved, shown = Clock(args.minutes, spent), time.time(), {}
+    parts = {"net": net, "margin": margin, "opt": opt}
     judges = torch.from_numpy(np.nonzero(held)[0])
 
-    def keep() -> dict:
-        save(checkpoint, {**{k: v.state_dict() for k, v in parts.items()}, "step": step, "spent": clock.spent()})
-        save(args.out / "identity.pt", average.module.state_dict())
+    def judged() -> dict:
         return verification(embed(average.module, faces[judges]), person[held])
 
     teacher = verification(z["target"][held] - mean, person[held])
     print(json.dumps({"faces": len(use), "people": int(named.max()), "descriptor": teacher}), flush=True)
-    bar = tqdm(total=1000, desc="identity", bar_format="{l_bar}{bar}| {elapsed}<{remaining} {postfix}", mininterval=20)
-    while (progress := clock.progress()) < 1:
-        for group in opt.param_groups:
-            group["lr"] = rate(progress, step, peak, 200)
-        chosen = torch.from_numpy(rng.choice(use, args.batch or 64, p=chance))
+    run, size = Run("identity", args, parts, {"identity": average}, judged), args.batch or 64
+    for progress in run:
+        pace(opt, progress, run.step, peak, 200)
+        chosen = torch.from_numpy(rng.choice(use, size, p=chance))
         net.train()
         out = net(last(distort(faces[chosen][:, None].float())))
         wanted, who = target[chosen], number[chosen]
@@ -356,18 +344,5 @@ def train(args: argparse.Namespace) -> int:
         torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
         opt.step()
         average.update(net)
-        step += 1
-        for name, value in (("distance", distance), ("apart", apart), ("naming", naming)):
-            shown[name] = round(shown.get(name, value.item()) * 0.98 + 0.02 * value.item(), 4)
-        if time.time() - saved > args.save_every:
-            saved = time.time()
-            told = {"minute": round(clock.spent() / 60, 1), "step": step, **shown, **keep()}
-            print(json.dumps(told), flush=True)
-        bar.n = int(1000 * progress)
-        bar.set_postfix(step=step, **shown, refresh=False)
-        bar.update(0)
-    bar.close()
-    result = {**keep(), "steps": step, "pictures": step * (args.batch or 64)}
-    (args.out / "identity.json").write_text(json.dumps(result, indent=1))
-    print(json.dumps(result))
-    return 0
+        run.show(distance=distance, apart=apart, naming=naming)
+    return run.finish(size)

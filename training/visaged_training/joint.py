@@ -11,18 +11,15 @@ paper, and the classifier goes on alone.
 from __future__ import annotations
 
 import argparse
-import json
-import time
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from tqdm import tqdm
 
 from . import augment, data, nets, program
 from .classifier import Frozen, Photographs, crops, predict
-from .train import Average, Clock, device, generator_data, judge_generator, last, london_pairs, rate, save, weight_map
+from .train import Average, Run, device, generator_data, judge_generator, last, london_pairs, pace, weight_map
 
 TOGETHER = 0.32  # share of the schedule before the generator is frozen
 SHARE = 0.25  # how much of the classifier's gradient reaches the generator
@@ -158,23 +155,9 @@ def run(args: argparse.Namespace) -> int:
         [{"params": matrices, "weight_decay": 5e-4}, {"params": others, "weight_decay": 0}], peak_c, momentum=0.9, nesterov=True
     )
     parts = {
-        "g": g, "c": c, "average_g": average_g.module, "average_c": average_c.module, "opt_g": opt_g, "opt_c": opt_c,
+        "g": g, "c": c, "opt_g": opt_g, "opt_c": opt_c,
         "pair": losses.pair, "face": losses.face, "opt_d": losses.optimiser,
     }  # fmt: skip
-    checkpoint, step, spent = args.out / "joint.ckpt", 0, 0.0
-    if args.resume and checkpoint.exists():
-        s = torch.load(checkpoint, weights_only=True)
-        for name, part in parts.items():
-            part.load_state_dict(s[name])
-        average_g.steps = average_c.steps = step = s["step"]
-        spent = s["spent"]
-    clock, saved, shown, frozen, pictures = Clock(args.minutes, spent), time.time(), {}, None, 0
-    bar = tqdm(total=1000, desc="joint", bar_format="{l_bar}{bar}| {elapsed}<{remaining} {postfix}", mininterval=20)
-
-    def keep() -> None:
-        save(checkpoint, {**{k: v.state_dict() for k, v in parts.items()}, "step": step, "spent": clock.spent()})
-        save(args.out / "generator.pt", average_g.module.state_dict())
-        save(args.out / "classifier.pt", average_c.module.state_dict())
 
     def judgement() -> dict:
         still = Frozen(nets.fold(Average(average_g.module, 1).module).to(where), where, args.threads)
@@ -184,15 +167,12 @@ def run(args: argparse.Namespace) -> int:
             "judged_neutral": judged_neutral(judge, average_g.module, material),
         }
 
-    def smooth(new: dict) -> None:
-        for name, value in new.items():
-            shown[name] = round(shown.get(name, value) + 0.02 * (value - shown.get(name, value)), 4)
-
-    while (progress := clock.progress()) < 1:
+    run = Run("joint", args, parts, {"generator": average_g, "classifier": average_c}, judgement)
+    frozen, batch = None, sum(BATCH.values())
+    for progress in run:
         together = progress < TOGETHER
         for opt, at, peak in ((opt_c, progress, peak_c), (opt_g, progress / TOGETHER, peak_g)):
-            for group in opt.param_groups:
-                group["lr"] = rate(min(1.0, at), step, peak, 300)
+            pace(opt, min(1.0, at), run.step, peak, 300)
         if not together and frozen is None:
             g.load_state_dict(average_g.module.state_dict())
             frozen = Frozen(nets.fold(Average(g, 1).module).requires_grad_(False).to(where), where, args.threads)
@@ -207,14 +187,14 @@ def run(args: argparse.Namespace) -> int:
             made = erased + delta
             # A neutral face is wanted of what the generator saw, holes and all.
             both = torch.cat([erased, torch.where(erased == x, both[:, 1:], erased)], 1)
-            loss, figures = losses(both, made, votes, adversarial=step > 300)
+            loss, figures = losses(both, made, votes, adversarial=run.step > 300)
             delta, pairs = damped([(delta, delta)], SHARE)[0][0], damped(pairs, SHARE)
         else:
             erased = augment.erase(x)
             loss, figures, (delta, pairs) = 0.0, {}, frozen(erased)
         logits = c(erased, delta, pairs)
         entropy = cross_entropy(logits, votes)
-        smooth({"loss": entropy[: BATCH["ferplus"]].mean().item(), **figures})
+        run.show(loss=entropy[: BATCH["ferplus"]].mean(), **figures)
         loss = loss + entropy.mean()
         opt_c.zero_grad(set_to_none=True)
         opt_g.zero_grad(set_to_none=True)
@@ -224,23 +204,8 @@ def run(args: argparse.Namespace) -> int:
         if together:
             torch.nn.utils.clip_grad_norm_(g.parameters(), 5.0)
             opt_g.step()
-            if step % 2 == 0:
-                smooth({"D": losses.learn(both, made)})
+            if run.step % 2 == 0:
+                run.show(D=losses.learn(both, made))
             average_g.update(g)
         average_c.update(c)
-        step += 1
-        pictures = step * sum(BATCH.values())
-        if time.time() - saved > args.save_every:
-            saved = time.time()
-            keep()
-            told = {"minute": round(clock.spent() / 60, 1), "step": step, "pictures": pictures, **shown, **judgement()}
-            print(json.dumps(told), flush=True)
-        bar.n = int(1000 * progress)
-        bar.set_postfix(step=step, **shown, refresh=False)
-        bar.update(0)
-    bar.close()
-    keep()
-    result = {**judgement(), "steps": step, "pictures": pictures, "together": TOGETHER, "share": SHARE}
-    (args.out / "joint.json").write_text(json.dumps(result, indent=1))
-    print(json.dumps(result))
-    return 0
+    return run.finish(batch, together=TOGETHER, share=SHARE)

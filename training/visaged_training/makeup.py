@@ -9,18 +9,15 @@ strength is a factor; and the pairs need no warping, because make-up is painted 
 from __future__ import annotations
 
 import argparse
-import json
-import time
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
 from . import augment, cosmetics, nets
-from .train import Average, Clock, half, last, rate, save
+from .train import Average, Run, half, last, pace
 
 SIDE = 128
 UNIT = 64.0  # grey levels in what the nets read and give
@@ -484,15 +481,12 @@ def train(args: argparse.Namespace) -> int:
     peak, size = args.rate or 2e-3, args.batch or BATCH
     opt = torch.optim.AdamW((p for p in net.parameters() if p.requires_grad), peak, betas=(0.9, 0.99), weight_decay=0.01)
     opt_d = torch.optim.Adam(judge_of_style.parameters(), 4e-4, betas=(0.5, 0.99))
-    parts = {"net": net, "judge": judge_of_style, "average": average.module, "opt": opt, "opt_d": opt_d}
-    checkpoint, step, spent, reading = args.out / "makeup.ckpt", 0, 0.0, not args.weights
-    if args.resume and checkpoint.exists():
-        s = torch.load(checkpoint, weights_only=True)
-        for name, part in parts.items():
-            part.load_state_dict(s[name])
-        average.steps = step = s["step"]
-        spent, reading = s["spent"], s["reading"]
-    clock, saved, shown = Clock(args.minutes, spent), time.time(), {}
+    parts = {"net": net, "judge": judge_of_style, "opt": opt, "opt_d": opt_d}
+
+    def judged() -> dict:
+        return judge(average.module, material)
+
+    run = Run("makeup", args, parts, {"makeup": average}, judged, {"reading": not args.weights})
     pool = Pool(material, rng)
 
     def descend(loss) -> None:
@@ -502,25 +496,17 @@ def train(args: argparse.Namespace) -> int:
         opt.step()
         average.update(net)
 
-    def keep() -> dict:
-        state = {k: v.state_dict() for k, v in parts.items()}
-        save(checkpoint, {**state, "step": step, "spent": clock.spent(), "reading": reading})
-        save(args.out / "makeup.pt", average.module.state_dict())
-        return judge(average.module, material)
-
-    bar = tqdm(total=1000, desc="makeup", bar_format="{l_bar}{bar}| {elapsed}<{remaining} {postfix}", mininterval=20)
-    while (progress := clock.progress()) < 1:
-        for group in opt.param_groups:
-            group["lr"] = rate(progress, step, peak, 100)
+    for progress in run:
+        pace(opt, progress, run.step, peak, 100)
         net.train()
         if args.weights or progress >= SETTLED:
             nets.settle(net)
-        if reading and progress >= READING:
+        if run.more["reading"] and progress >= READING:
             # F reads what it is to take off as G reads what it is to put on.
             net.worn.load_state_dict(net.style.state_dict())
             average.module.worn.load_state_dict(average.module.style.state_dict())
-            reading = False
-        if reading:
+            run.more["reading"] = False
+        if run.more["reading"]:
             with half():
                 losses = read_styles(net, pool)
             descend(losses["style"] + losses["found"])
@@ -531,7 +517,7 @@ def train(args: argparse.Namespace) -> int:
             loss = 40 * (losses["G"] + losses["F"]) + weight * (
                 20 * losses["place"] + 12 * losses["style"] + 10 * losses["found"]
             )
-            adversarial = progress > 0.6 and step % 3 == 0
+            adversarial = progress > 0.6 and run.step % 3 == 0
             if adversarial:
                 loss = loss - 0.03 * judge_of_style(last(torch.cat([y, applied], 1))).mean()
             descend(loss)
@@ -541,18 +527,5 @@ def train(args: argparse.Namespace) -> int:
                 opt_d.zero_grad(set_to_none=True)
                 losses["D"].backward()
                 opt_d.step()
-        step += 1
-        for name, value in losses.items():
-            shown[name] = round(shown.get(name, value.item()) * 0.98 + 0.02 * value.item(), 4)
-        if time.time() - saved > args.save_every:
-            saved = time.time()
-            told = {"minute": round(clock.spent() / 60, 1), "step": step, **shown, **keep()}
-            print(json.dumps(told), flush=True)
-        bar.n = int(1000 * progress)
-        bar.set_postfix(step=step, **shown, refresh=False)
-        bar.update(0)
-    bar.close()
-    result = {**keep(), "steps": step, "pictures": step * size}
-    (args.out / "makeup.json").write_text(json.dumps(result, indent=1))
-    print(json.dumps(result))
-    return 0
+        run.show(**losses)
+    return run.finish(size)

@@ -185,8 +185,7 @@ def head(root) -> np.ndarray:
     """68 landmarks of a mean head at rest (ICT), centred, [68, 3]."""
     from . import ict
 
-    z = ict._model(root)
-    points = z["neutral"][z["lm68"]].astype(np.float64)
+    points = ict.marks(root)
     return points - points.mean(0)
 
 
@@ -379,7 +378,7 @@ def evaluate(args: argparse.Namespace) -> int:
     result["walk"] = walked(shipped(args), bench)
     trained = args.work / "swap.json"
     if trained.exists():
-        result["training"] = {k: v for k, v in json.loads(trained.read_text()).items() if k in ("steps", "pictures", "before")}
+        result["training"] = {k: v for k, v in json.loads(trained.read_text()).items() if k in ("steps", "pictures")}
     z = np.load(args.work / "gallery.npz")
     kinds, counts = np.unique(z["pack"][~z["held"]], return_counts=True)
     learnt = {str(k): int(n) for k, n in zip(kinds, counts, strict=True)}

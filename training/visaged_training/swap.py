@@ -12,18 +12,15 @@ stays.
 from __future__ import annotations
 
 import argparse
-import json
-import time
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
-from tqdm import tqdm
 
 from . import augment, data, exchange, identity, nets
-from .train import Average, Clock, half, last, rate, save
+from .train import Average, Run, half, last, pace
 
 UNIT = 64.0  # grey levels in what the nets read and give
 BATCH = 12
@@ -378,26 +375,10 @@ def train(args: argparse.Namespace) -> int:
     average = Average(net, 0.998)
     opt = torch.optim.AdamW(net.parameters(), peak, betas=(0.9, 0.99), weight_decay=0.01)
     opt_d = torch.optim.Adam(critic.parameters(), 4e-4, betas=(0.5, 0.99))
-    parts = {"net": net, "critic": critic, "average": average.module, "opt": opt, "opt_d": opt_d}
-    checkpoint, step, spent = args.out / "swap.ckpt", 0, 0.0
-    if args.resume and checkpoint.exists():
-        s = torch.load(checkpoint, weights_only=True)
-        for name, part in parts.items():
-            part.load_state_dict(s[name])
-        average.steps = step = s["step"]
-        spent = s["spent"]
-    clock, saved, shown = Clock(args.minutes, spent), time.time(), {}
-
-    def keep() -> dict:
-        state = {k: v.state_dict() for k, v in parts.items()}
-        save(checkpoint, {**state, "step": step, "spent": clock.spent()})
-        save(args.out / "swap.pt", average.module.state_dict())
-        return judge(average.module, material, watch)
-
-    bar = tqdm(total=1000, desc="swap", bar_format="{l_bar}{bar}| {elapsed}<{remaining} {postfix}", mininterval=20)
-    while (progress := clock.progress()) < 1:
-        for group in opt.param_groups:
-            group["lr"] = rate(progress, step, peak, 100)
+    parts = {"net": net, "critic": critic, "opt": opt, "opt_d": opt_d}
+    run = Run("swap", args, parts, {"swap": average}, lambda: judge(average.module, material, watch))
+    for progress in run:
+        pace(opt, progress, run.step, peak, 100)
         net.train()
         if args.weights or progress >= SETTLED:
             nets.settle(net)
@@ -405,7 +386,7 @@ def train(args: argparse.Namespace) -> int:
         with half():
             made = b + net(units(a), units(b), who[:, :, None, None]) * UNIT
             losses = losses_of(made, b, t, mask, sure, other, who, watch)
-            adversarial = progress > 0.25 and step % 2 == 0
+            adversarial = progress > 0.25 and run.step % 2 == 0
             if adversarial:
                 losses["looks"] = -critic(last(made / UNIT - 2)).float().mean()
             loss = sum(WEIGHTS[k] * v for k, v in losses.items())
@@ -423,18 +404,5 @@ def train(args: argparse.Namespace) -> int:
             opt_d.zero_grad(set_to_none=True)
             losses["critic"].backward()
             opt_d.step()
-        step += 1
-        for name, value in losses.items():
-            shown[name] = round(shown.get(name, value.item()) * 0.98 + 0.02 * value.item(), 4)
-        if time.time() - saved > args.save_every:
-            saved = time.time()
-            told = {"minute": round(clock.spent() / 60, 1), "step": step, **shown, **keep()}
-            print(json.dumps(told), flush=True)
-        bar.n = int(1000 * progress)
-        bar.set_postfix(step=step, **shown, refresh=False)
-        bar.update(0)
-    bar.close()
-    result = {**keep(), "steps": step, "pictures": step * size}
-    (args.out / "swap.json").write_text(json.dumps(result, indent=1))
-    print(json.dumps(result))
-    return 0
+        run.show(**losses)
+    return run.finish(size)

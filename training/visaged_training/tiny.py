@@ -8,8 +8,6 @@ parts. The teacher looks once, at each face as it is and in the mirror; the pupi
 from __future__ import annotations
 
 import argparse
-import json
-import time
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +16,7 @@ from tqdm import tqdm
 
 from . import augment, data, nets, program
 from .classifier import Faces, crops
-from .train import Average, Clock, device, last, psnr, rate, save, weight_map
+from .train import Average, Run, device, last, pace, psnr, weight_map
 
 FROZEN = 0.5  # of the schedule, from where on the generator stays as it is
 TRUST = 0.5  # in the teacher's probabilities; the rest goes to the votes
@@ -83,29 +81,11 @@ def train(args: argparse.Namespace) -> int:
     batch, peak = args.batch or 64, args.rate or 0.1
     opt_g = torch.optim.AdamW(g.parameters(), 3e-3, betas=(0.5, 0.99), weight_decay=0.01)
     opt_c = torch.optim.SGD(c.parameters(), peak, momentum=0.9, nesterov=True, weight_decay=1e-4)
-    weights, parts = weight_map().to(where), {"net": net, "average": average.module, "opt_g": opt_g, "opt_c": opt_c}
-    checkpoint, step, spent = args.out / "tiny.ckpt", 0, 0.0
-    if args.resume and checkpoint.exists():
-        s = torch.load(checkpoint, weights_only=True)
-        for name, part in parts.items():
-            part.load_state_dict(s[name])
-        average.steps = step = s["step"]
-        spent = s["spent"]
-    clock, saved, shown = Clock(args.minutes, spent), time.time(), {}
-    bar = tqdm(total=1000, desc="tiny", bar_format="{l_bar}{bar}| {elapsed}<{remaining} {postfix}", mininterval=10)
-
-    def keep() -> None:
-        save(checkpoint, {**{k: v.state_dict() for k, v in parts.items()}, "step": step, "spent": clock.spent()})
-        save(args.out / "tiny.pt", average.module.state_dict())
-
-    def judgement() -> dict:
-        return {**judge(average.module, seen, taught, valid), "steps": step, "pictures": step * batch}
-
-    frozen = False
-    while (progress := clock.progress()) < 1:
+    weights, parts = weight_map().to(where), {"net": net, "opt_g": opt_g, "opt_c": opt_c}
+    run, frozen = Run("tiny", args, parts, {"tiny": average}, lambda: judge(average.module, seen, taught, valid)), False
+    for progress in run:
         for opt, at, height in ((opt_c, progress, peak), (opt_g, min(1.0, progress / FROZEN), 3e-3)):
-            for group in opt.param_groups:
-                group["lr"] = rate(at, step, height, 300)
+            pace(opt, at, run.step, height, 300)
         if progress >= FROZEN and not frozen:
             g.load_state_dict(average.module.generator.state_dict())
             g.requires_grad_(False)
@@ -129,19 +109,5 @@ def train(args: argparse.Namespace) -> int:
         if not frozen:
             opt_g.step()
         average.update(net)
-        step += 1
-        for name, value in (("loss", entropy.item()), ("error", error.mean().item())):
-            shown[name] = round(shown.get(name, value) + 0.02 * (value - shown.get(name, value)), 4)
-        if time.time() - saved > args.save_every:
-            saved = time.time()
-            keep()
-            print(json.dumps({"minute": round(clock.spent() / 60, 1), **shown, **judgement()}), flush=True)
-        bar.n = int(1000 * progress)
-        bar.set_postfix(step=step, **shown, refresh=False)
-        bar.update(0)
-    bar.close()
-    keep()
-    result = judgement()
-    (args.out / "tiny.json").write_text(json.dumps(result, indent=1))
-    print(json.dumps(result))
-    return 0
+        run.show(loss=entropy, error=error.mean())
+    return run.finish(batch)

@@ -74,8 +74,10 @@ def last(x: torch.Tensor) -> torch.Tensor:
 
 
 def half() -> torch.autocast:
-    """A forward pass in bfloat16, where the processor multiplies in it; its weights and the losses stay in single precision."""
-    return torch.autocast(device().type, torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported())
+    """A forward pass in bfloat16, where the device multiplies in it; weights and losses stay in single precision."""
+    where = device().type
+    able = torch.cuda.is_bf16_supported() if where == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    return torch.autocast(where, torch.bfloat16, enabled=able)
 
 
 class Average:
@@ -123,6 +125,69 @@ def save(path: Path, state: dict) -> None:
 
 def rate(progress: float, step: int, peak: float, warm: int) -> float:
     return peak * min(1.0, (step + 1) / warm) * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * progress)))
+
+
+def pace(optimiser: torch.optim.Optimizer, progress: float, step: int, peak: float, warm: int) -> None:
+    """Sets the learning rate of this step."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate(progress, step, peak, warm)
+
+
+class Run:
+    """The steps of one schedule: `for progress in run:`. It goes on from its checkpoint with `--resume`, saves and judges every
+    few minutes, and shows running means of what `show` is told.
+
+    `parts` are what a checkpoint holds; each of `averages` is written beside it as OUT/KEY.pt; `judge` gives the figures of a
+    checkpoint, `more` is kept in it too.
+    """
+
+    def __init__(self, name: str, args, parts: dict, averages: dict[str, Average], judge, more: dict | None = None):
+        self.name, self.args, self.averages, self.judge, self.more = name, args, averages, judge, more or {}
+        self.parts = {**parts, **{f"average {key}": average.module for key, average in averages.items()}}
+        self.checkpoint, self.step, self.shown, spent = args.out / f"{name}.ckpt", 0, {}, 0.0
+        if args.resume and self.checkpoint.exists():
+            s = torch.load(self.checkpoint, weights_only=True)
+            for key, part in self.parts.items():
+                part.load_state_dict(s[key])
+            self.step, spent, self.more = s["step"], s["spent"], s["more"]
+            for average in averages.values():
+                average.steps = self.step
+        self.clock = Clock(args.minutes, spent)
+
+    def __iter__(self):
+        form = "{l_bar}{bar}| {elapsed}<{remaining} {postfix}"
+        saved = time.time()
+        with tqdm(total=1000, desc=self.name, bar_format=form, mininterval=20) as bar:
+            while (progress := self.clock.progress()) < 1:
+                yield progress
+                self.step += 1
+                if time.time() - saved > self.args.save_every:
+                    saved = time.time()
+                    self.keep()
+                    told = {"minute": round(self.clock.spent() / 60, 1), "step": self.step, **self.shown, **self.judge()}
+                    print(json.dumps(told), flush=True)
+                bar.n = int(1000 * progress)
+                bar.set_postfix(step=self.step, **self.shown, refresh=False)
+                bar.update(0)
+
+    def show(self, **values: torch.Tensor | float) -> None:
+        for name, value in values.items():
+            value = float(value.detach()) if torch.is_tensor(value) else value
+            self.shown[name] = round(self.shown.get(name, value) + 0.02 * (value - self.shown.get(name, value)), 4)
+
+    def keep(self) -> None:
+        state = {key: part.state_dict() for key, part in self.parts.items()}
+        save(self.checkpoint, {**state, "step": self.step, "spent": self.clock.spent(), "more": self.more})
+        for key, average in self.averages.items():
+            save(self.args.out / f"{key}.pt", average.module.state_dict())
+
+    def finish(self, batch: int, **more) -> int:
+        """Keeps the end, and writes what is measured of it to OUT/NAME.json."""
+        self.keep()
+        result = {**self.judge(), "steps": self.step, "pictures": self.step * batch, **more}
+        (self.args.out / f"{self.name}.json").write_text(json.dumps(result, indent=1))
+        print(json.dumps(result))
+        return 0
 
 
 # --- generator -------------------------------------------------------------------------------------------------------
@@ -244,33 +309,14 @@ def train_generator(args) -> int:
     n_moved = batch - n_render - n_london - n_lent - n_calm
     weights = weight_map().to(where)
     calm_area = (weights < 1).float()
-    checkpoint, step, spent = args.out / "generator.ckpt", 0, 0.0
-    if args.resume and checkpoint.exists():
-        s = torch.load(checkpoint, weights_only=True)
-        g.load_state_dict(s["g"])
-        pair_judge.load_state_dict(s["pair"])
-        face_judge.load_state_dict(s["face"])
-        average.module.load_state_dict(s["average"])
-        opt.load_state_dict(s["opt"])
-        opt_d.load_state_dict(s["opt_d"])
-        average.steps = step = s["step"]
-        spent = s["spent"]
-    clock, saved, shown = Clock(args.minutes, spent), time.time(), {}
-    bar = tqdm(total=1000, desc="generator", bar_format="{l_bar}{bar}| {elapsed}<{remaining} {postfix}", mininterval=10)
 
     def pick(name, n):
         return d[name][torch.randint(0, len(d[name]), (n,))].float()
 
-    def state():
-        return {
-            "g": g.state_dict(), "pair": pair_judge.state_dict(), "face": face_judge.state_dict(),
-            "average": average.module.state_dict(), "opt": opt.state_dict(), "opt_d": opt_d.state_dict(),
-            "step": step, "spent": clock.spent(),
-        }  # fmt: skip
-
-    while (progress := clock.progress()) < 1:
-        for group in opt.param_groups:
-            group["lr"] = rate(progress, step, peak, 100)
+    parts = {"g": g, "pair": pair_judge, "face": face_judge, "opt": opt, "opt_d": opt_d}
+    run = Run("generator", args, parts, {"generator": average}, lambda: judge_generator(average.module, d))
+    for progress in run:
+        pace(opt, progress, run.step, peak, 100)
         rendered = augment.affine(pick("render", n_render), 0.05, 0.03, 0.02)
         real = augment.affine(pick("london", n_london), 0.15, 0.08, 0.06)
         lent = augment.affine(mover(pick("calm", n_lent)), 0.15, 0.1, 0.08)
@@ -299,7 +345,7 @@ def train_generator(args) -> int:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(g.parameters(), 5.0)
         opt.step()
-        if adversarial or step % 4 == 0:
+        if adversarial or run.step % 4 == 0:
             fake = made.detach()
             real_pair = pair_judge(last(torch.cat([x, target], 1)[:n_known]))
             fake_pair = pair_judge(last(torch.cat([x, fake], 1)[:n_known]))
@@ -310,27 +356,10 @@ def train_generator(args) -> int:
             opt_d.zero_grad(set_to_none=True)
             loss_d.backward()
             opt_d.step()
-            shown["D"] = round(loss_d.item(), 2)
+            run.show(D=loss_d)
         average.update(g)
-        step += 1
-        shown["L1"] = round(error[:n_known].mean().item(), 3)
-        if time.time() - saved > args.save_every:
-            saved = time.time()
-            save(checkpoint, state())
-            save(args.out / "generator.pt", average.module.state_dict())
-            r = judge_generator(average.module, d)
-            print(json.dumps({"minute": round(clock.spent() / 60, 1), "step": step, **shown, **r}), flush=True)
-        bar.n = int(1000 * progress)
-        bar.set_postfix(step=step, **shown, refresh=False)
-        bar.update(0)
-    bar.close()
-    save(checkpoint, state())
-    save(args.out / "generator.pt", average.module.state_dict())
-    result = judge_generator(average.module, d)
-    result["steps"], result["pictures"] = step, step * batch
-    (args.out / "generator.json").write_text(json.dumps(result, indent=1))
-    print(json.dumps(result))
-    return 0
+        run.show(L1=error[:n_known].mean())
+    return run.finish(batch)
 
 
 def keep_freed_memory() -> None:
