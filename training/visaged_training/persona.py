@@ -109,7 +109,8 @@ def quantise(args: argparse.Namespace) -> int:
     }
     weights = {k: v.numpy() for k, v in load_file(folder / "weights.safetensors").items() if not k.startswith(PREFIX)}
     weights |= {PREFIX + k: v.half().numpy() for k, v in net.state_dict().items()}
-    avatars(z, args.judge, watch).save(folder / "avatars.png", optimize=True)
+    if not (args.from_bundle and (folder / "avatars.png").exists()):
+        avatars(z, args.judge, watch).save(folder / "avatars.png", optimize=True)
     write(args.bundles, "identity", joined(encoder, model), weights, notes)
     return 0
 

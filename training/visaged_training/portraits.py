@@ -90,6 +90,10 @@ def quantise_identity(args: argparse.Namespace) -> int:
     batches = list(standardised(z["face"][chosen])[:, None])
     model = graphs.open_outputs(graphs.quantise(plain, batches, args.calibration))
     weights = {k: v.numpy() for k, v in halved(net.state_dict()).items()}
+    before = args.bundles / "identity" / "weights.safetensors"
+    if before.exists():
+        # A generator's weights stay; `quantize swap --from-bundle` puts it back into the graph.
+        weights |= {k: v.numpy() for k, v in load_file(before).items() if k.startswith("generator.")}
     text = notes(f"{args.calibration} over {len(batches)} training faces", plain, "112x112", "what the last convolution gives")
     write(args.bundles, "identity", model, weights, text)
     return 0
